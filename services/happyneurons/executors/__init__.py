@@ -1,0 +1,1 @@
+"""Executors take jobs to where they run. One file each; all pass one conformance suite."""

@@ -1,0 +1,66 @@
+"""What an executor is.
+
+An executor only carries processes: whether a job succeeded is written in the store by the job
+itself (:mod:`happyneurons.jobs.attempts`), and read there. So an executor may lose its memory, and
+the worst that follows is an attempt that finds its work done already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from happyneurons.jobs.spec import Resources
+
+
+class ProcessState(StrEnum):
+    """Where the processes of a submission are."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    EXITED = "exited"
+    UNKNOWN = "unknown"  # the executor forgot or cannot reach it: judge by the heartbeat
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One attempt to be carried out."""
+
+    job_uri: str
+    stage: str
+    resources: Resources
+    takeover: bool = False
+    retry_quarantined: bool = False
+
+
+@dataclass(frozen=True)
+class ProcessReport:
+    state: ProcessState
+    exit_code: int | None = None
+    detail: str = ""
+
+
+class Executor(Protocol):
+    """Carries attempts to a place. Thread-safe; no call blocks for longer than its own timeout."""
+
+    kind: str
+
+    def refuse(self, stage: str, resources: Resources) -> str | None:
+        """Why such a job could never run here (then it is not submitted), or None."""
+
+    def submit(self, submission: Submission) -> str:
+        """Queue an attempt; returns a handle. May be called again for the same job."""
+
+    def poll(self, handles: Iterable[str]) -> Mapping[str, ProcessReport]:
+        """State of each handle; UNKNOWN for handles it does not know."""
+
+    def cancel(self, handle: str) -> None:
+        """Drop it from the queue or make it drain; harmless when it is over."""
+
+    def explain(self, handle: str) -> str:
+        """Why it is waiting, for a person."""
+
+    def close(self) -> None:
+        """Let go of connections. Running attempts go on."""

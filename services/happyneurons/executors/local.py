@@ -1,0 +1,52 @@
+"""Executor `local`: this machine's cores, by the environment's own mpiexec."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping
+
+from happyneurons.executors.base import ProcessReport, ProcessState, Submission
+from happyneurons.jobs.spec import Resources
+from happyneurons.worker.launch import Launch, LocalPool
+
+STATES = {"waiting": ProcessState.QUEUED, "running": ProcessState.RUNNING, "exited": ProcessState.EXITED}
+
+
+class LocalExecutor:
+    """Admission by cores and memory; see :class:`happyneurons.worker.launch.LocalPool`."""
+
+    kind = "local"
+
+    def __init__(self, cores: int | None = None, memory_gb: float | None = None) -> None:
+        self._pool = LocalPool(cores, memory_gb)
+
+    def refuse(self, stage: str, resources: Resources) -> str | None:
+        return self._pool.refuse(resources)
+
+    def submit(self, submission: Submission) -> str:
+        handle = f"local-{uuid.uuid4().hex[:12]}"
+        self._pool.submit(
+            handle,
+            Launch(submission.job_uri, submission.resources, submission.takeover, submission.retry_quarantined),
+        )
+        return handle
+
+    def poll(self, handles: Iterable[str]) -> Mapping[str, ProcessReport]:
+        known = self._pool.poll()
+        reports = {}
+        for handle in handles:
+            if handle in known:
+                state, code = known[handle]
+                reports[handle] = ProcessReport(STATES[state], code)
+            else:
+                reports[handle] = ProcessReport(ProcessState.UNKNOWN)
+        return reports
+
+    def cancel(self, handle: str) -> None:
+        self._pool.terminate(handle)
+
+    def explain(self, handle: str) -> str:
+        return self._pool.explain(handle)
+
+    def close(self) -> None:
+        return None

@@ -1,0 +1,1 @@
+"""What a job is: spec and key, attempts, journal, publication, and the stage contract."""

@@ -1,0 +1,45 @@
+"""The stages. Any folder here with a `stage.py` is one; nothing else has to be registered.
+
+Other packages add stages by the entry point group `happyneurons.stages` (name = "module:Class").
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from happyneurons.errors import UserError
+from happyneurons.jobs.stage import Stage
+
+
+@cache
+def _plugins() -> dict[str, EntryPoint]:
+    return {e.name: e for e in entry_points(group="happyneurons.stages")}
+
+
+def stage_names() -> list[str]:
+    """Names of all stages, sorted; the folder `ffn_train` is the stage `ffn-train`."""
+    own = {m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.ispkg}
+    return sorted(own | set(_plugins()))
+
+
+@cache
+def load_stage(name: str) -> type[Stage[Any]]:
+    """The class of a stage. Raises UserError if there is none of that name."""
+    if name not in stage_names():
+        raise UserError(f"no stage named {name!r}; there are {', '.join(stage_names())}")
+    if name in _plugins():
+        stage: type[Stage[Any]] = _plugins()[name].load()
+        return stage
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}.stage")
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Stage) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1 or found[0].name != name:
+        raise TypeError(f"{module.__name__} must define exactly one Stage, named {name!r}")
+    return found[0]

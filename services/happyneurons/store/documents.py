@@ -1,0 +1,249 @@
+"""Documents: small objects under one root URI, with put-if-absent.
+
+The store is the only durable state of the whole system. Every process reaches the same root, be
+it `file:///shared/folder` or `s3://bucket/prefix` (any S3 server: set AWS_ENDPOINT_URL). The one
+primitive that everything else is built on is :meth:`Store.create`: of many writers of a path,
+exactly one wins.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from happyneurons.errors import NotFoundError, StoreAccessError, StoreError, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SCHEMES = ("file", "s3", "gs", "az", "memory")
+
+
+def normalize_uri(uri: str) -> str:
+    """Absolute URI without trailing slash; plain paths become file:// URIs."""
+    if "://" not in uri:
+        return Path(uri).expanduser().resolve().as_uri()
+    scheme = uri.split("://", 1)[0]
+    if scheme not in SCHEMES:
+        raise UserError(f"store URI {uri!r}: scheme must be one of {', '.join(SCHEMES)}")
+    return uri.rstrip("/")
+
+
+def local_path(uri: str) -> Path | None:
+    """Path of a file:// URI or plain path; None for remote URIs."""
+    if "://" not in uri:
+        return Path(uri).expanduser().resolve()
+    parts = urlsplit(uri)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte representation of a JSON value: sorted keys, no blanks, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+class Store:
+    """A root under which documents live. Paths are relative, with `/`.
+
+    Cheap to pickle by `uri`; thread-safe.
+    """
+
+    def __init__(self, uri: str) -> None:
+        import obstore.store
+
+        self.uri = normalize_uri(uri)
+        scheme = self.uri.split("://", 1)[0]
+        try:
+            if scheme == "file":
+                root = local_path(self.uri)
+                assert root is not None
+                root.mkdir(parents=True, exist_ok=True)
+                self._backend: Any = obstore.store.LocalStore(prefix=root, mkdir=True)
+            elif scheme == "memory":
+                self._backend = obstore.store.MemoryStore()
+            else:
+                options: dict[str, Any] = {"retry_config": {"max_retries": 8}}
+                if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+                    options["client_options"] = {"allow_http": True}
+                self._backend = obstore.store.from_url(self.uri, **options)
+        except OSError as error:
+            raise StoreAccessError(f"store {self.uri}: {error.strerror or error}") from error
+        except Exception as error:
+            raise StoreAccessError(f"store {self.uri}: {_first_line(error)}") from error
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return (Store, (self.uri,))
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+    def url(self, path: str) -> str:
+        """Absolute URI of a document."""
+        return f"{self.uri}/{path}" if path else self.uri
+
+    def relative(self, uri: str) -> str | None:
+        """Path of a URI below this root, or None if it lies elsewhere."""
+        prefix = self.uri + "/"
+        return uri[len(prefix) :] if uri.startswith(prefix) else None
+
+    def get(self, path: str) -> bytes:
+        """The document's bytes. Raises NotFoundError, StoreError."""
+        import obstore
+
+        with _errors(self, path):
+            return bytes(obstore.get(self._backend, path).bytes())
+
+    def get_range(self, path: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start` on, fewer at the document's end. Raises NotFoundError, StoreError."""
+        import obstore
+
+        with _errors(self, path):
+            return bytes(obstore.get_range(self._backend, path, start=start, length=length))
+
+    def size(self, path: str) -> int:
+        """The document's length in bytes. Raises NotFoundError, StoreError."""
+        import obstore
+
+        with _errors(self, path):
+            return int(obstore.head(self._backend, path)["size"])
+
+    def exists(self, path: str) -> bool:
+        import obstore
+
+        try:
+            with _errors(self, path):
+                obstore.head(self._backend, path)
+        except NotFoundError:
+            return False
+        return True
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write, replacing what is there. Readers see the old or the new bytes, never a mixture."""
+        import obstore
+
+        with _errors(self, path):
+            obstore.put(self._backend, path, data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Put-if-absent: True if this call wrote the document, False if one was there already.
+
+        A retry after a lost answer may find our own bytes: those count as written by us, so
+        callers put something of their own (an owner id) into what they create.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        try:
+            with _errors(self, path):
+                obstore.put(self._backend, path, data, mode="create")
+        except AlreadyExistsError:
+            return self.get(path) == data
+        return True
+
+    def delete(self, path: str) -> None:
+        """Remove a document; nothing happens if there is none."""
+        import obstore
+
+        try:
+            with _errors(self, path):
+                obstore.delete(self._backend, path)
+        except NotFoundError:
+            return
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Paths below a folder, at any depth, page by page; sorted within a page only on S3."""
+        import obstore
+
+        with _errors(self, prefix):
+            for page in obstore.list(self._backend, prefix=prefix.rstrip("/") or None):
+                for meta in page:
+                    yield meta["path"]
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly below a folder, sorted."""
+        import obstore
+
+        with _errors(self, prefix):
+            answer = obstore.list_with_delimiter(self._backend, prefix=prefix.rstrip("/") or None)
+        return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in answer["common_prefixes"])
+
+    # --- JSON and arrays ---------------------------------------------------------------------
+
+    def get_json(self, path: str) -> Any:
+        return json.loads(self.get(path))
+
+    def find_json(self, path: str) -> Any | None:
+        """The document, or None if there is none."""
+        try:
+            return json.loads(self.get(path))
+        except NotFoundError:
+            return None
+
+    def put_json(self, path: str, value: Any) -> None:
+        self.put(path, canonical_json(value))
+
+    def create_json(self, path: str, value: Any) -> bool:
+        return self.create(path, canonical_json(value))
+
+    def put_arrays(self, path: str, **arrays: np.ndarray) -> bytes:
+        """Write arrays as one compressed npz with deterministic bytes; returns those bytes."""
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        data = buffer.getvalue()
+        self.put(path, data)
+        return data
+
+    def get_arrays(self, path: str) -> dict[str, np.ndarray]:
+        import numpy as np
+
+        with np.load(io.BytesIO(self.get(path)), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+
+    def check_writable(self) -> None:
+        """Raise StoreAccessError now, rather than after hours of work."""
+        probe = f".probe/{os.getpid()}-{os.urandom(4).hex()}"
+        try:
+            self.put(probe, b"")
+            self.delete(probe)
+        except (StoreError, OSError) as error:
+            raise StoreAccessError(f"store {self.uri} cannot be written: {error}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
+
+
+class _errors:
+    """Turns the backend's exceptions into ours; AlreadyExistsError passes."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        self.store, self.path = store, path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _tb: object) -> None:
+        if error is None or kind is None:
+            return
+        from obstore import exceptions as ex
+
+        where = self.store.url(self.path)
+        if isinstance(error, (ex.NotFoundError, FileNotFoundError)):
+            raise NotFoundError(f"{where}: not found") from error
+        if isinstance(error, ex.AlreadyExistsError) or isinstance(error, HappyErrorTypes):
+            return
+        if isinstance(error, (ex.PermissionDeniedError, ex.UnauthenticatedError, PermissionError)):
+            raise StoreAccessError(f"{where}: access denied; check credentials and permissions") from error
+        if isinstance(error, (ex.BaseError, OSError)):
+            raise StoreError(f"{where}: {_first_line(error)}") from error
+
+
+HappyErrorTypes = (NotFoundError, StoreError, StoreAccessError)

@@ -1,0 +1,102 @@
+"""Data made elsewhere, used in place as artifacts.
+
+`precomputed://URI` (or any store URI of a folder with an `info` file) and `h5://FILE?DATASET`
+are volumes; a folder with `model.json` and a TensorFlow 1 checkpoint prefix (`ckpt://PREFIX`)
+are models. Their digest is made of what identifies them cheaply: the URI with the `info` file's
+bytes, or a local file's size and modification time. Whoever changes voxels in place under the
+same `info` file must give the volume another name; `hpn explain` shows the digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from happyneurons.errors import NotFoundError, UserError
+from happyneurons.store.artifacts import Artifact, ArtifactKind, Bounds
+from happyneurons.store.documents import Store, canonical_json, local_path, normalize_uri
+
+
+def external_artifact(uri: str) -> Artifact:
+    """Describe external data as an artifact. Raises UserError if it cannot be opened."""
+    if uri.startswith("h5://"):
+        return _hdf5(uri)
+    if uri.startswith("ckpt://"):
+        return _checkpoint(uri)
+    data_uri = normalize_uri(uri.removeprefix("precomputed://"))
+    folder = local_path(data_uri)
+    if folder is not None and not folder.exists():
+        raise UserError(f"input {uri}: there is no {folder}")
+    store = Store(data_uri)
+    try:
+        return _precomputed(uri, data_uri, store.get("info"))
+    except NotFoundError:
+        pass
+    try:
+        model = store.get("model.json")
+    except NotFoundError:
+        raise UserError(
+            f"input {uri}: neither a precomputed volume (info) nor a model (model.json); "
+            "HDF5 volumes are written h5://FILE?DATASET, TensorFlow checkpoints ckpt://PREFIX"
+        ) from None
+    weights = hashlib.sha256(store.get("weights.npz")).hexdigest()
+    return Artifact(
+        kind="model", uri=uri, data_uri=data_uri, properties=json.loads(model),
+        digest=_digest("model", model.decode(), weights),
+    )  # fmt: skip
+
+
+def _precomputed(uri: str, data_uri: str, info_bytes: bytes) -> Artifact:
+    info = json.loads(info_bytes)
+    scale = info["scales"][0]
+    low = scale.get("voxel_offset", [0, 0, 0])
+    high = [a + b for a, b in zip(low, scale["size"], strict=True)]
+    kind: ArtifactKind = "segmentation" if info["type"] == "segmentation" else "image_volume"
+    r = scale["resolution"]
+    return Artifact(
+        kind=kind, uri=uri, data_uri=data_uri,
+        digest=_digest(kind, data_uri, hashlib.sha256(info_bytes).hexdigest()),
+        voxel_size_nm_xyz=(r[0], r[1], r[2]),
+        bounds=Bounds(minimum_xyz=(low[0], low[1], low[2]), maximum_xyz=(high[0], high[1], high[2])),
+        properties={"external": True},
+    )  # fmt: skip
+
+
+def _hdf5(uri: str) -> Artifact:
+    from happyneurons.store.volumes import Hdf5Volume, parse_h5_uri
+
+    volume = Hdf5Volume(uri)
+    path, dataset = parse_h5_uri(uri)
+    integer = volume.dtype.kind in "ui" and volume.dtype.itemsize > 1
+    kind: ArtifactKind = "segmentation" if integer else "image_volume"
+    z, y, x = volume.stop_zyx
+    return Artifact(
+        kind=kind, uri=uri, data_uri=f"h5://{path}?{dataset}",
+        digest=_digest(kind, path, dataset, _stat(path)),
+        voxel_size_nm_xyz=volume.voxel_size_nm_xyz,
+        bounds=Bounds(minimum_xyz=(0, 0, 0), maximum_xyz=(x, y, z)),
+        properties={"external": True},
+    )  # fmt: skip
+
+
+def _checkpoint(uri: str) -> Artifact:
+    prefix = local_path(uri.removeprefix("ckpt://"))
+    index = None if prefix is None else prefix.with_name(prefix.name + ".index")
+    if index is None or not index.exists():
+        raise UserError(f"input {uri}: no TensorFlow checkpoint there ({index} is missing)")
+    return Artifact(
+        kind="model", uri=uri, data_uri=f"ckpt://{prefix}", digest=_digest("model", index.name, _stat(str(index))),
+        properties={"external": True},
+    )  # fmt: skip
+
+
+def _stat(path: str) -> str:
+    import os
+
+    s = os.stat(path)
+    return f"{s.st_size}:{s.st_mtime_ns}"
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(canonical_json(list(parts))).hexdigest()

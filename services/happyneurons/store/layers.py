@@ -1,0 +1,40 @@
+"""Mesh and skeleton layers as folders of their own, read with CloudVolume.
+
+An artifact never changes, so meshes of a segmentation cannot be written into its folder: they lie
+in a folder of their own with the `info` that Neuroglancer expects of a mesh or skeleton source.
+CloudVolume looks for both inside a segmentation; it gets a description of one, in memory only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from happyneurons.errors import UserError
+from happyneurons.store.documents import normalize_uri
+from happyneurons.store.volumes import cloudpath, cloud_secrets
+
+
+def open_meshes(uri: str) -> Any:
+    """CloudVolume's reader of a mesh layer: `.get(ids, lod=0)` → {id: Mesh}, vertices (x, y, z) in nm."""
+    return _layer(uri, "mesh").mesh
+
+
+def open_skeletons(uri: str) -> Any:
+    """CloudVolume's reader of a skeleton layer: `.get(id)` → Skeleton, vertices (x, y, z) in nm."""
+    return _layer(uri, "skeletons").skeleton
+
+
+def _layer(uri: str, name: str) -> Any:
+    from cloudvolume import CloudVolume
+
+    uri = normalize_uri(uri.removeprefix("precomputed://"))
+    parent, _, folder = uri.rpartition("/")
+    if not folder:
+        raise UserError(f"{uri}: not the folder of a mesh or skeleton layer")
+    # Meshes and skeletons are in nm already (identity transforms): the scale below is never used.
+    info = CloudVolume.create_new_info(
+        num_channels=1, layer_type="segmentation", data_type="uint64", encoding="raw", resolution=[1, 1, 1],
+        voxel_offset=[0, 0, 0], volume_size=[1, 1, 1], chunk_size=[1, 1, 1],
+    )  # fmt: skip
+    info[name] = folder
+    return CloudVolume(cloudpath(parent), info=info, progress=False, secrets=cloud_secrets())

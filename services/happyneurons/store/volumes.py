@@ -1,0 +1,214 @@
+"""Volumes: chunked images and labels, in zyx order, on the same roots as documents.
+
+CloudVolume does the reading and writing of the precomputed format; HDF5 is read in place. All
+arrays here are (z, y, x) and all boxes are given as `start_zyx`, `stop_zyx` in voxels of the mip
+level, in the volume's own coordinates (which may start at an offset).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from happyneurons.errors import NotFoundError, StoreAccessError, UserError
+from happyneurons.store.documents import local_path, normalize_uri
+
+Triple = tuple[int, int, int]
+
+
+class Volume(Protocol):
+    """A readable volume at one resolution. Attributes are in zyx order unless they say xyz."""
+
+    uri: str
+    dtype: np.dtype[Any]
+    start_zyx: Triple
+    stop_zyx: Triple
+    voxel_size_nm_xyz: tuple[float, float, float]
+
+    def read(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
+        """(z, y, x) array of the box; the box must lie inside the volume."""
+
+
+def cloudpath(uri: str) -> str:
+    """The path CloudVolume wants for one of our URIs.
+
+    With AWS_ENDPOINT_URL set (any S3 server that is not Amazon's) CloudFiles needs an alias and
+    a secret under that alias; both are registered in this process only, nothing is written.
+    """
+    uri = uri.removeprefix("precomputed://")
+    uri = normalize_uri(uri)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    if uri.startswith("s3://") and endpoint:
+        _register_alias(endpoint)
+        return "happyneurons://" + uri.removeprefix("s3://")
+    return uri
+
+
+def _register_alias(endpoint: str) -> None:
+    import cloudfiles.paths
+
+    if "happyneurons" not in cloudfiles.paths.ALIASES:
+        cloudfiles.paths.add_alias("happyneurons", f"s3://{endpoint.rstrip('/')}/")
+
+
+def cloud_secrets() -> dict[str, str] | None:
+    """Credentials for CloudVolume on an S3 server that is not Amazon's; None: its own rules apply."""
+    if not os.environ.get("AWS_ENDPOINT_URL"):
+        return None
+    key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+    return {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret} if key and secret else None
+
+
+class PrecomputedVolume:
+    """A precomputed volume at one mip level, readable and writable."""
+
+    def __init__(self, uri: str, mip: int = 0) -> None:
+        from cloudvolume import CloudVolume
+        from cloudvolume.exceptions import InfoUnavailableError, ScaleUnavailableError
+
+        self.uri = uri
+        path = cloudpath(uri)
+        try:
+            self._cv = CloudVolume(
+                path, mip=mip, progress=False, bounded=True, fill_missing=True,
+                non_aligned_writes=False, cache=False, secrets=cloud_secrets(),
+                # file:// raw chunks stay uncompressed: tensorstore reads CloudVolume's X.gz as zeros.
+                compress=False if path.startswith("file://") else None,
+            )  # fmt: skip
+        except InfoUnavailableError:
+            raise NotFoundError(f"volume {uri}: no precomputed volume there (no info file)") from None
+        except ScaleUnavailableError:
+            raise UserError(f"volume {uri}: it has no mip level {mip}") from None
+        self.mip = mip
+        self.dtype = np.dtype(self._cv.dtype)
+        b = self._cv.bounds
+        self.start_zyx: Triple = _triple(b.minpt[::-1])
+        self.stop_zyx: Triple = _triple(b.maxpt[::-1])
+        r = self._cv.resolution
+        self.voxel_size_nm_xyz = (float(r[0]), float(r[1]), float(r[2]))
+        self.chunk_zyx: Triple = _triple(self._cv.chunk_size[::-1])
+        self.mips: int = len(self._cv.available_mips)
+
+    @property
+    def shape_zyx(self) -> Triple:
+        return _triple(np.subtract(self.stop_zyx, self.start_zyx))
+
+    def read(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
+        block = self._cv[_slices(start_zyx, stop_zyx)]
+        return np.ascontiguousarray(np.asarray(block)[..., 0].T)
+
+    def write(self, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
+        """Write a block whose faces lie on chunk borders or on the volume's own faces."""
+        stop = np.add(start_zyx, block_zyx.shape)
+        block = np.asarray(block_zyx, dtype=self.dtype).T[..., np.newaxis]
+        self._cv[_slices(start_zyx, stop)] = np.asfortranarray(block)
+
+
+class Hdf5Volume:
+    """A (z, y, x) dataset of an HDF5 file, read in place. URI: `h5://FILE?DATASET`."""
+
+    def __init__(self, uri: str, voxel_size_nm_xyz: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> None:
+        self.uri = uri
+        self._path, self._dataset = parse_h5_uri(uri)
+        with self._open() as file:
+            if self._dataset not in file:
+                raise UserError(f"{uri}: the file has no dataset {self._dataset!r}; there are {', '.join(file)}")
+            data = file[self._dataset]
+            if data.ndim != 3:
+                raise UserError(f"{uri}: expected a (z, y, x) dataset, found shape {data.shape}")
+            self.dtype = np.dtype(data.dtype)
+            self.stop_zyx: Triple = _triple(data.shape)
+            size = data.attrs.get("voxel_size_nm_xyz")
+        self.start_zyx: Triple = (0, 0, 0)
+        self.voxel_size_nm_xyz = (
+            voxel_size_nm_xyz if size is None else (float(size[0]), float(size[1]), float(size[2]))
+        )
+
+    @property
+    def shape_zyx(self) -> Triple:
+        return self.stop_zyx
+
+    def _open(self) -> Any:
+        import h5py
+
+        try:
+            return h5py.File(self._path, "r")
+        except FileNotFoundError:
+            raise UserError(f"{self.uri}: there is no file {self._path}") from None
+        except OSError as error:
+            raise UserError(f"{self.uri}: not a readable HDF5 file ({error})") from None
+
+    def read(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
+        # Opened for each read: an h5py handle must not be carried over a fork or between threads.
+        with self._open() as file:
+            box = tuple(slice(int(a), int(b)) for a, b in zip(start_zyx, stop_zyx, strict=True))
+            return np.asarray(file[self._dataset][box])
+
+
+def parse_h5_uri(uri: str) -> tuple[str, str]:
+    """(file path, dataset) of `h5://FILE?DATASET`; FILE may be relative to the working folder."""
+    parts = urlsplit(uri)
+    if parts.scheme != "h5" or not parts.query:
+        raise UserError(f"{uri}: write HDF5 volumes as h5://FILE?DATASET")
+    path = local_path(parts.netloc + parts.path)
+    return str(path), parts.query
+
+
+def open_volume(uri: str, mip: int = 0) -> PrecomputedVolume | Hdf5Volume:
+    """Open a volume by URI: `h5://FILE?DATASET`, or a precomputed folder on any store."""
+    if uri.startswith("h5://"):
+        if mip:
+            raise UserError(f"{uri}: HDF5 volumes have one level only; mip {mip} was asked for")
+        return Hdf5Volume(uri)
+    return PrecomputedVolume(uri, mip)
+
+
+def create_volume(
+    uri: str,
+    *,
+    start_zyx: Sequence[int],
+    stop_zyx: Sequence[int],
+    voxel_size_nm_xyz: Sequence[float],
+    dtype: str,
+    layer_type: Literal["image", "segmentation"],
+    chunk_zyx: Sequence[int] = (64, 64, 64),
+) -> PrecomputedVolume:
+    """Make a precomputed volume's `info` (one mip level) and open it. Doing it again is harmless.
+
+    Labels of 32 or 64 bits are stored as compressed_segmentation, everything else raw.
+    """
+    from cloudvolume import CloudVolume
+
+    shape = np.subtract(stop_zyx, start_zyx)
+    if (shape <= 0).any():
+        raise UserError(f"volume {uri}: empty box {tuple(start_zyx)}..{tuple(stop_zyx)} (zyx)")
+    labels = layer_type == "segmentation" and np.dtype(dtype).itemsize in (4, 8)
+    info = CloudVolume.create_new_info(
+        num_channels=1,
+        layer_type=layer_type,
+        data_type=dtype,
+        encoding="compressed_segmentation" if labels else "raw",
+        resolution=[float(v) for v in voxel_size_nm_xyz],
+        voxel_offset=[int(v) for v in start_zyx][::-1],
+        volume_size=[int(v) for v in shape][::-1],
+        chunk_size=[int(v) for v in chunk_zyx][::-1],
+    )
+    try:
+        CloudVolume(cloudpath(uri), info=info, progress=False, secrets=cloud_secrets()).commit_info()
+    except PermissionError as error:
+        raise StoreAccessError(f"volume {uri} cannot be written: {error}") from error
+    return PrecomputedVolume(uri)
+
+
+def _slices(start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> tuple[slice, slice, slice]:
+    z, y, x = (slice(int(a), int(b)) for a, b in zip(start_zyx, stop_zyx, strict=True))
+    return (x, y, z)
+
+
+def _triple(values: Any) -> Triple:
+    a, b, c = (int(v) for v in values)
+    return (a, b, c)

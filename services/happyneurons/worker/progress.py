@@ -1,0 +1,170 @@
+"""Progress and heartbeat of an attempt.
+
+A thread of rank 0 writes `progress.json` every few seconds, flushes the journal and the logs,
+and looks whether somebody wants the attempt to stop: a cancel marker, a successor, a signal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from happyneurons.errors import (
+    EXIT_TRY_AGAIN,
+    CancelledError,
+    DrainedError,
+    HappyError,
+    SupersededError,
+)
+from happyneurons.jobs.attempts import Attempt, EndState
+from happyneurons.jobs.journal import Entry, JournalWriter
+from happyneurons.jobs.stage import Task
+from happyneurons.worker.farm import Outcome, abort_all
+from happyneurons.worker.logs import StoreLogHandler
+
+
+@dataclass
+class Progress:
+    """What an attempt has done. Written by the loop, read by the heartbeat."""
+
+    stage: str
+    workers: int
+    round: str = ""
+    round_index: int = 0
+    rounds: int = 0
+    tasks_total: int = 0
+    tasks_done: int = 0
+    cost_total: float = 0.0
+    cost_done: float = 0.0
+    resumed_tasks: int = 0
+    computed_tasks: int = 0
+    quarantined: int = 0
+    voxels: int = 0
+    bytes: int = 0
+    task_seconds: float = 0.0
+    longest_task_s: float = 0.0
+    solo: bool = False
+    in_flight: set[str] = field(default_factory=set)
+    started: float = field(default_factory=time.time)
+    _round_started: float = field(default_factory=time.monotonic)
+    _cost_resumed: float = 0.0
+
+    def enter_round(self, name: str, index: int, rounds: int) -> None:
+        self.round, self.round_index, self.rounds = name, index, rounds
+        self.tasks_total = self.tasks_done = 0
+        self.cost_total = self.cost_done = self._cost_resumed = self.longest_task_s = 0.0
+        self._round_started = time.monotonic()
+
+    def resumed(self, task: Task, entry: Entry) -> None:
+        """A task that an earlier attempt did."""
+        self.tasks_done += 1
+        self.cost_done += task.cost
+        self._cost_resumed += task.cost
+        if not entry.quarantined:
+            self.resumed_tasks += 1
+            self.voxels += entry.voxels
+            self.bytes += entry.bytes
+
+    def finished(self, task: Task, outcome: Outcome) -> None:
+        self.tasks_done += 1
+        self.computed_tasks += 1
+        self.cost_done += task.cost
+        self.voxels += outcome.voxels
+        self.bytes += outcome.bytes
+        self.task_seconds += outcome.seconds
+        self.longest_task_s = max(self.longest_task_s, outcome.seconds)
+
+    def eta_s(self) -> float | None:
+        """Seconds left in this round, from the rate of this attempt; None before there is one."""
+        done = self.cost_done - self._cost_resumed
+        if done <= 0:
+            return None
+        return (self.cost_total - self.cost_done) * (time.monotonic() - self._round_started) / done
+
+    def document(self) -> dict[str, Any]:
+        eta = self.eta_s()
+        fields = {k: v for k, v in vars(self).items() if not k.startswith("_")}
+        return {
+            **fields,
+            "in_flight": sorted(self.in_flight.copy()),
+            "eta_s": None if eta is None else round(eta, 1),
+            "time": time.time(),
+        }
+
+
+class Heartbeat:
+    """The thread. `stop_reason` is what the loop has to raise once it is set."""
+
+    def __init__(
+        self, attempt: Attempt, progress: Progress, journal: JournalWriter, logs: StoreLogHandler, interval_s: float
+    ) -> None:
+        self._attempt, self._progress, self._journal, self._logs = attempt, progress, journal, logs
+        self._interval_s = interval_s
+        self._wake = threading.Event()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._loop, name="heartbeat", daemon=True)
+        self.stop_reason: HappyError | None = None
+        self._stopped_at = 0.0
+        self._abandon_after_s: float | None = None
+
+    def __enter__(self) -> Heartbeat:
+        self.beat()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed = True
+        self._wake.set()
+        self._thread.join(timeout=10)
+        with contextlib.suppress(HappyError):
+            self.beat()
+        self._logs.flush()
+
+    def beat(self) -> None:
+        with self._lock:
+            self._attempt.beat(self._progress.document())
+
+    def drain(self, why: str, abandon_after_s: float | None = None) -> None:
+        """Ask the loop to stop. Called from signal handlers: takes no lock.
+
+        abandon_after_s: leave without the tasks at work when they take longer than this.
+        """
+        if self.stop_reason is None:
+            self._stopped_at = time.monotonic()
+            self._abandon_after_s = abandon_after_s
+            self.stop_reason = DrainedError(f"drained: {why}; finished tasks are kept, run the job again to go on")
+
+    def stopping_for_s(self) -> float:
+        return time.monotonic() - self._stopped_at if self.stop_reason else 0.0
+
+    def _loop(self) -> None:
+        while not self._closed:
+            with contextlib.suppress(HappyError):  # a store that fails for a while must not end the attempt
+                self._journal.flush()
+                self.beat()
+                self._logs.flush()
+                self._look_for_orders()
+            if self._abandon_after_s is not None and self.stopping_for_s() > self._abandon_after_s + 2:
+                self._abandon()
+            self._wake.wait(self._interval_s)
+
+    def _look_for_orders(self) -> None:
+        if self.stop_reason is not None:
+            return
+        if self._attempt.cancel_requested():
+            self._stopped_at, self.stop_reason = time.monotonic(), CancelledError("cancelled by its owner")
+        elif self._attempt.superseded() and not self._closed:
+            self._stopped_at = time.monotonic()
+            self.stop_reason = SupersededError("another attempt took over")
+
+    def _abandon(self) -> None:
+        """The main thread is deep in a long task and cannot answer the signal: leave without it."""
+        with contextlib.suppress(HappyError):
+            self._journal.flush()
+            self._attempt.end(EndState.DRAINED, f"{self.stop_reason} (a running task was abandoned)")
+        self._logs.flush()
+        abort_all(EXIT_TRY_AGAIN)
