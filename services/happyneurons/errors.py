@@ -31,6 +31,14 @@ class UserError(HappyError):
         self.violations = violations or []
 
 
+class ConflictError(UserError):
+    """The request clashes with another one: a request id that was used for something else, say."""
+
+
+class PreconditionError(UserError):
+    """Right in itself, but not as things stand: a gate that was decided, more cores than there are."""
+
+
 class TaskError(HappyError):
     """One task cannot be done (damaged data, say); the job's other tasks can."""
 
@@ -57,6 +65,12 @@ class CancelledError(HappyError):
 
 class StoreError(HappyError):
     """The store did not answer as it should, after retries."""
+
+    exit_code = EXIT_TRY_AGAIN
+
+
+class UnavailableError(HappyError):
+    """A server does not answer, or not now."""
 
     exit_code = EXIT_TRY_AGAIN
 

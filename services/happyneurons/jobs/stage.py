@@ -164,7 +164,7 @@ class Round(ABC):
 
     def prepare(self, context: Context[Any]) -> None:
         """Rank 0, before `plan`, once an attempt: create volumes. Must be idempotent."""
-        return None
+        return
 
     @abstractmethod
     def plan(self, context: Context[Any]) -> Iterable[Task]:
@@ -196,7 +196,7 @@ class Stage(ABC, Generic[P]):
 
     def check(self, context: Context[P]) -> None:
         """Rank 0, before any work: raise UserError if parameters and inputs do not fit."""
-        return None
+        return
 
     @abstractmethod
     def rounds(self, context: Context[P]) -> Sequence[Round]: ...

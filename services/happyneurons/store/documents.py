@@ -8,9 +8,11 @@ exactly one wins.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,7 +214,7 @@ class Store:
         try:
             self.put(probe, b"")
             self.delete(probe)
-        except (StoreError, OSError) as error:
+        except (StoreError, NotFoundError, OSError) as error:
             raise StoreAccessError(f"store {self.uri} cannot be written: {error}") from error
 
 
@@ -238,12 +240,14 @@ class _errors:
         where = self.store.url(self.path)
         if isinstance(error, (ex.NotFoundError, FileNotFoundError)):
             raise NotFoundError(f"{where}: not found") from error
-        if isinstance(error, ex.AlreadyExistsError) or isinstance(error, HappyErrorTypes):
+        if isinstance(error, ex.AlreadyExistsError):
             return
-        if isinstance(error, (ex.PermissionDeniedError, ex.UnauthenticatedError, PermissionError)):
+        denied = isinstance(error, (ex.PermissionDeniedError, ex.UnauthenticatedError, PermissionError))
+        if denied or _DENIED_LOCALLY.search(str(error)):
             raise StoreAccessError(f"{where}: access denied; check credentials and permissions") from error
         if isinstance(error, (ex.BaseError, OSError)):
             raise StoreError(f"{where}: {_first_line(error)}") from error
 
 
-HappyErrorTypes = (NotFoundError, StoreError, StoreAccessError)
+# For local files the backend says "generic error" and leaves the system's error number in the text.
+_DENIED_LOCALLY = re.compile(rf"\(os error ({errno.EACCES}|{errno.EPERM}|{errno.EROFS})\)")

@@ -48,16 +48,19 @@ def external_artifact(uri: str) -> Artifact:
 
 
 def _precomputed(uri: str, data_uri: str, info_bytes: bytes) -> Artifact:
-    info = json.loads(info_bytes)
-    scale = info["scales"][0]
-    low = scale.get("voxel_offset", [0, 0, 0])
-    high = [a + b for a, b in zip(low, scale["size"], strict=True)]
-    kind: ArtifactKind = "segmentation" if info["type"] == "segmentation" else "image_volume"
-    r = scale["resolution"]
+    try:
+        info = json.loads(info_bytes)
+        scale = info["scales"][0]
+        low = [int(v) for v in scale.get("voxel_offset", [0, 0, 0])]
+        high = [a + int(b) for a, b in zip(low, scale["size"], strict=True)]
+        kind: ArtifactKind = "segmentation" if info["type"] == "segmentation" else "image_volume"
+        x_nm, y_nm, z_nm = (float(v) for v in scale["resolution"])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"input {uri}: its info file does not describe a precomputed volume ({error!r})") from None
     return Artifact(
         kind=kind, uri=uri, data_uri=data_uri,
         digest=_digest(kind, data_uri, hashlib.sha256(info_bytes).hexdigest()),
-        voxel_size_nm_xyz=(r[0], r[1], r[2]),
+        voxel_size_nm_xyz=(x_nm, y_nm, z_nm),
         bounds=Bounds(minimum_xyz=(low[0], low[1], low[2]), maximum_xyz=(high[0], high[1], high[2])),
         properties={"external": True},
     )  # fmt: skip

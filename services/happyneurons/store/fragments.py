@@ -40,7 +40,8 @@ def write_fragments(
     }
     for name in names:
         arrays[name] = np.array([columns.get(label, {}).get(name, 0) for label in labels], dtype=np.int64)
-    store.put(f"{folder}/{block}.bin", b"".join(parts))
+    if pieces:
+        store.put(f"{folder}/{block}.bin", b"".join(parts))
     store.put_arrays(f"{folder}/{block}.npz", **arrays)
     return int(lengths.sum())
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from happyneurons.errors import UserError
 from happyneurons.store.documents import normalize_uri
-from happyneurons.store.volumes import cloudpath, cloud_secrets
+from happyneurons.store.cloud import cloud_secrets, cloudpath
 
 
 def open_meshes(uri: str) -> Any:

@@ -7,15 +7,15 @@ level, in the volume's own coordinates (which may start at an offset).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from happyneurons.errors import NotFoundError, StoreAccessError, UserError
-from happyneurons.store.documents import local_path, normalize_uri
+from happyneurons.errors import NotFoundError, UserError
+from happyneurons.store.cloud import cloud_secrets, cloudpath, volume_errors
+from happyneurons.store.documents import Store, local_path, normalize_uri
 
 Triple = tuple[int, int, int]
 
@@ -33,54 +33,23 @@ class Volume(Protocol):
         """(z, y, x) array of the box; the box must lie inside the volume."""
 
 
-def cloudpath(uri: str) -> str:
-    """The path CloudVolume wants for one of our URIs.
-
-    With AWS_ENDPOINT_URL set (any S3 server that is not Amazon's) CloudFiles needs an alias and
-    a secret under that alias; both are registered in this process only, nothing is written.
-    """
-    uri = uri.removeprefix("precomputed://")
-    uri = normalize_uri(uri)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL")
-    if uri.startswith("s3://") and endpoint:
-        _register_alias(endpoint)
-        return "happyneurons://" + uri.removeprefix("s3://")
-    return uri
-
-
-def _register_alias(endpoint: str) -> None:
-    import cloudfiles.paths
-
-    if "happyneurons" not in cloudfiles.paths.ALIASES:
-        cloudfiles.paths.add_alias("happyneurons", f"s3://{endpoint.rstrip('/')}/")
-
-
-def cloud_secrets() -> dict[str, str] | None:
-    """Credentials for CloudVolume on an S3 server that is not Amazon's; None: its own rules apply."""
-    if not os.environ.get("AWS_ENDPOINT_URL"):
-        return None
-    key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-    return {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret} if key and secret else None
-
-
 class PrecomputedVolume:
     """A precomputed volume at one mip level, readable and writable."""
 
     def __init__(self, uri: str, mip: int = 0) -> None:
         from cloudvolume import CloudVolume
-        from cloudvolume.exceptions import InfoUnavailableError, ScaleUnavailableError
+        from cloudvolume.exceptions import ScaleUnavailableError
 
         self.uri = uri
         path = cloudpath(uri)
         try:
-            self._cv = CloudVolume(
-                path, mip=mip, progress=False, bounded=True, fill_missing=True,
-                non_aligned_writes=False, cache=False, secrets=cloud_secrets(),
-                # file:// raw chunks stay uncompressed: tensorstore reads CloudVolume's X.gz as zeros.
-                compress=False if path.startswith("file://") else None,
-            )  # fmt: skip
-        except InfoUnavailableError:
-            raise NotFoundError(f"volume {uri}: no precomputed volume there (no info file)") from None
+            with volume_errors(uri):
+                self._cv = CloudVolume(
+                    path, mip=mip, info=_read_info(uri), provenance={}, progress=False, bounded=True,
+                    fill_missing=True, non_aligned_writes=False, cache=False, secrets=cloud_secrets(),
+                    # file:// raw chunks stay uncompressed: tensorstore reads CloudVolume's X.gz as zeros.
+                    compress=False if path.startswith("file://") else None,
+                )  # fmt: skip
         except ScaleUnavailableError:
             raise UserError(f"volume {uri}: it has no mip level {mip}") from None
         self.mip = mip
@@ -98,14 +67,16 @@ class PrecomputedVolume:
         return _triple(np.subtract(self.stop_zyx, self.start_zyx))
 
     def read(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
-        block = self._cv[_slices(start_zyx, stop_zyx)]
+        with volume_errors(self.uri):
+            block = self._cv[_slices(start_zyx, stop_zyx)]
         return np.ascontiguousarray(np.asarray(block)[..., 0].T)
 
     def write(self, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
         """Write a block whose faces lie on chunk borders or on the volume's own faces."""
         stop = np.add(start_zyx, block_zyx.shape)
         block = np.asarray(block_zyx, dtype=self.dtype).T[..., np.newaxis]
-        self._cv[_slices(start_zyx, stop)] = np.asfortranarray(block)
+        with volume_errors(self.uri):
+            self._cv[_slices(start_zyx, stop)] = np.asfortranarray(block)
 
 
 class Hdf5Volume:
@@ -123,10 +94,10 @@ class Hdf5Volume:
             self.dtype = np.dtype(data.dtype)
             self.stop_zyx: Triple = _triple(data.shape)
             size = data.attrs.get("voxel_size_nm_xyz")
+            if size is None and "voxel_size_nm_zyx" in data.attrs:
+                size = data.attrs["voxel_size_nm_zyx"][::-1]
         self.start_zyx: Triple = (0, 0, 0)
-        self.voxel_size_nm_xyz = (
-            voxel_size_nm_xyz if size is None else (float(size[0]), float(size[1]), float(size[2]))
-        )
+        self.voxel_size_nm_xyz = voxel_size_nm_xyz if size is None else (float(size[0]), float(size[1]), float(size[2]))
 
     @property
     def shape_zyx(self) -> Triple:
@@ -197,11 +168,22 @@ def create_volume(
         volume_size=[int(v) for v in shape][::-1],
         chunk_size=[int(v) for v in chunk_zyx][::-1],
     )
-    try:
-        CloudVolume(cloudpath(uri), info=info, progress=False, secrets=cloud_secrets()).commit_info()
-    except PermissionError as error:
-        raise StoreAccessError(f"volume {uri} cannot be written: {error}") from error
+    Store(normalize_uri(uri)).put_json("info", info)
     return PrecomputedVolume(uri)
+
+
+def _read_info(uri: str) -> Any:
+    """The `info` of a precomputed volume. Raises NotFoundError, StoreAccessError, StoreError, UserError."""
+    root = normalize_uri(uri.removeprefix("precomputed://"))
+    folder = local_path(root)
+    try:
+        if folder is not None and not folder.is_dir():  # opening a store would make the folder
+            raise NotFoundError(root)
+        return Store(root).get_json("info")
+    except NotFoundError:
+        raise NotFoundError(f"volume {uri}: no precomputed volume there (no info file)") from None
+    except ValueError as error:
+        raise UserError(f"volume {uri}: its info file is not JSON ({error})") from None
 
 
 def _slices(start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> tuple[slice, slice, slice]:

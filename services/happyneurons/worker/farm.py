@@ -109,7 +109,7 @@ def execute(round_index: int, task: Task) -> Outcome:
         return outcome("infrastructure", error)
     except OSError as error:
         return outcome("infrastructure" if error.errno in INFRASTRUCTURE_ERRNO else "failed", error)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever a task raises must not end the others
         return outcome("failed", error)
     return Outcome(
         "done", dict(result.data), int(result.voxels), int(result.bytes), time.perf_counter() - start, state.rank

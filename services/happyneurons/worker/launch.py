@@ -123,8 +123,8 @@ class LocalPool:
             self._reap()
             self._admit()
             states: dict[str, tuple[Literal["waiting", "running", "exited"], int | None]] = {}
-            states |= {token: ("waiting", None) for token in self._waiting}
-            states |= {token: ("running", None) for token in self._running}
+            states |= dict.fromkeys(self._waiting, ("waiting", None))
+            states |= dict.fromkeys(self._running, ("running", None))
             states |= {token: ("exited", code) for token, code in self._exited.items()}
             return states
 

@@ -27,9 +27,7 @@ def run_stage(
 
     inputs: artifact URIs by input name. Raises UserError, JobFailedError.
     """
-    spec = make_spec(
-        load_stage(stage), inputs=inputs or {}, params=params or {}, allow_failed_tasks=allow_failed_tasks
-    )
+    spec = make_spec(load_stage(stage), inputs=inputs or {}, params=params or {}, allow_failed_tasks=allow_failed_tasks)
     save_spec(store, spec)
     code = run_job_here(store, spec.key, options)
     manifest = settle(store, spec.key)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from happyneurons.errors import (
+    EXIT_FAILED,
     EXIT_TRY_AGAIN,
     CancelledError,
     DrainedError,
@@ -24,6 +25,9 @@ from happyneurons.jobs.journal import Entry, JournalWriter
 from happyneurons.jobs.stage import Task
 from happyneurons.worker.farm import Outcome, abort_all
 from happyneurons.worker.logs import StoreLogHandler
+
+UNWANTED_GRACE_S = 3.0
+"""How long a task of a cancelled or superseded attempt may go on: nobody wants its result."""
 
 
 @dataclass
@@ -133,10 +137,14 @@ class Heartbeat:
 
         abandon_after_s: leave without the tasks at work when they take longer than this.
         """
+        self._stop(
+            DrainedError(f"drained: {why}; finished tasks are kept, run the job again to go on"), abandon_after_s
+        )
+
+    def _stop(self, reason: HappyError, abandon_after_s: float | None) -> None:
         if self.stop_reason is None:
-            self._stopped_at = time.monotonic()
-            self._abandon_after_s = abandon_after_s
-            self.stop_reason = DrainedError(f"drained: {why}; finished tasks are kept, run the job again to go on")
+            self._stopped_at, self._abandon_after_s = time.monotonic(), abandon_after_s
+            self.stop_reason = reason
 
     def stopping_for_s(self) -> float:
         return time.monotonic() - self._stopped_at if self.stop_reason else 0.0
@@ -148,7 +156,7 @@ class Heartbeat:
                 self.beat()
                 self._logs.flush()
                 self._look_for_orders()
-            if self._abandon_after_s is not None and self.stopping_for_s() > self._abandon_after_s + 2:
+            if self._abandon_after_s is not None and self.stopping_for_s() > self._abandon_after_s:
                 self._abandon()
             self._wake.wait(self._interval_s)
 
@@ -156,15 +164,17 @@ class Heartbeat:
         if self.stop_reason is not None:
             return
         if self._attempt.cancel_requested():
-            self._stopped_at, self.stop_reason = time.monotonic(), CancelledError("cancelled by its owner")
+            self._stop(CancelledError("cancelled by its owner"), UNWANTED_GRACE_S)
         elif self._attempt.superseded() and not self._closed:
-            self._stopped_at = time.monotonic()
-            self.stop_reason = SupersededError("another attempt took over")
+            self._stop(SupersededError("another attempt took over"), UNWANTED_GRACE_S)
 
     def _abandon(self) -> None:
-        """The main thread is deep in a long task and cannot answer the signal: leave without it."""
+        """The main thread is deep in a long task and cannot answer: leave without it."""
+        drained, cancelled = (isinstance(self.stop_reason, kind) for kind in (DrainedError, CancelledError))
         with contextlib.suppress(HappyError):
             self._journal.flush()
-            self._attempt.end(EndState.DRAINED, f"{self.stop_reason} (a running task was abandoned)")
+            if drained or cancelled:
+                state = EndState.DRAINED if drained else EndState.CANCELLED
+                self._attempt.end(state, f"{self.stop_reason} (a running task was abandoned)")
         self._logs.flush()
-        abort_all(EXIT_TRY_AGAIN)
+        abort_all(EXIT_FAILED if cancelled else EXIT_TRY_AGAIN)

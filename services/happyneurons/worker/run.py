@@ -177,6 +177,8 @@ class Coordinator:
         if missing:
             raise TypeError(f"stage {stage.name}: finish() and outputs disagree about {', '.join(sorted(missing))}")
         self._raise_if_stopped()
+        if self.attempt.cancel_requested():
+            raise CancelledError("cancelled by its owner")
         self.attempt.publish(
             make_manifest(self.attempt, self.job.spec, stage, names, result, self.progress, self.quarantined)
         )
@@ -322,7 +324,7 @@ class Coordinator:
         """SIGTERM and SIGINT drain. Not from threads other than the main one (notebooks)."""
 
         def handle(number: int, _frame: object) -> None:
-            self.heartbeat.drain(f"got {signal.Signals(number).name}", abandon_after_s=self.options.drain_grace_s)
+            self.heartbeat.drain(f"got {signal.Signals(number).name}", abandon_after_s=self.options.drain_grace_s + 2)
 
         try:
             before = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}

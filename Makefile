@@ -1,0 +1,82 @@
+# What can be done here: `make help`. Needs Python 3.11 or newer, nothing else.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+# Test processes at a time, and threads of the libraries inside each.
+JOBS ?= 2
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+export OMP_NUM_THREADS ?= 1
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help
+help: ## show this list
+	@echo "make …"
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-12s %s\n", $$1, $$2 }'
+
+.PHONY: venv
+venv: $(STAMP) ## make the environment .venv with exact versions (requirements.lock)
+
+# uv takes seconds where pip takes minutes; pip does it where uv cannot be had.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "HAPPYNeurons needs Python 3.11 or newer; say which: make PYTHON=python3.12 …" >&2; exit 2; }
+	@test -x $(BIN)/python || { echo "→ making .venv"; $(PYTHON) -m venv .venv; }
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install -q uv >/dev/null 2>&1 || true
+	@echo "→ installing requirements.lock into .venv (a minute or two, once)"
+	@if [ -x $(BIN)/uv ] && $(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements.lock; \
+	 then $(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .; \
+	 else $(BIN)/python -m pip install -qq -r requirements.lock && $(BIN)/python -m pip install -qq --no-deps -e .; fi
+	@touch $@
+
+.PHONY: demo
+demo: $(STAMP) ## from raw tiles to neurons, on a phantom: writes demo/ (5 minutes)
+	@$(BIN)/hpn demo $(DEMO_ARGS)
+
+.PHONY: test
+test: $(STAMP) ## unit tests (10 minutes at most)
+	@$(BIN)/python -m pytest tests -q -m "not slow" -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+.PHONY: integration
+integration: $(STAMP) ## tests against real parts: S3, MPI, a browser; and the slow ones
+	@$(BIN)/python -m pytest tests integration_tests -q -m "slow or integration" $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(STAMP) ## ruff, mypy, import rules, buf, protos up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code >/dev/null
+	scripts/protos --check
+
+.PHONY: format
+format: $(STAMP) ## put code and protos into their one form
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/buf format -w
+
+.PHONY: protos
+protos: $(STAMP) ## generate services/happyneurons/v1 from protos/
+	scripts/protos
+
+.PHONY: bench
+bench: $(STAMP) ## benchmarks (see benchmarks/)
+	@shopt -s nullglob; files=(benchmarks/bench_*.py); \
+	 if [ $${#files[@]} = 0 ]; then echo "no benchmarks/bench_*.py"; fi; \
+	 for file in "$${files[@]}"; do echo "→ $$file"; $(BIN)/python "$$file"; done
+
+.PHONY: lock
+lock: ## renew requirements.lock from pyproject.toml (LOCK_ARGS=--upgrade for newer versions)
+	scripts/lock $(LOCK_ARGS)
+
+.PHONY: clean
+clean: ## remove caches and what the demo left; keeps .venv
+	rm -rf demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find services tests integration_tests -name __pycache__ -type d -prune -exec rm -rf {} +

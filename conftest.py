@@ -1,0 +1,30 @@
+"""Fixtures of all test suites."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before any library reads them: two test processes share two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pytest
+
+from happyneurons.store.documents import Store
+
+SHARED_DATA = Path(__file__).resolve().parent.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real data beside the repository; tests that need it are skipped where it is absent."""
+    if not (SHARED_DATA / "README.md").exists():
+        pytest.skip(f"real data is missing: there is no {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A new store in a folder of its own."""
+    return Store((tmp_path / "store").as_uri())

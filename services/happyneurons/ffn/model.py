@@ -1,0 +1,101 @@
+"""Model artifacts: our own files, and TensorFlow 1 checkpoints of google/ffn.
+
+Ours is a folder with `model.json` (`{"format": "happyneurons-ffn", "version": 1, "architecture":
+{…}, "training": {…}}`) and `weights.npz` (variables named `conv0_a/weights`, … as float32).
+Checkpoints hold the same variables under `seed_update/`; their field of view and normalization are
+not in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from happyneurons.errors import NotFoundError, UserError
+from happyneurons.ffn.architecture import Architecture, check_weights, infer_architecture
+from happyneurons.store.documents import Store
+
+FORMAT = "happyneurons-ffn"
+CHECKPOINT_DEFAULTS: Mapping[str, Any] = {
+    "fov_zyx": (33, 33, 33), "deltas_zyx": (8, 8, 8), "image_mean": 128.0, "image_stddev": 33.0,
+}  # fmt: skip
+"""What Google's published FIB-25 network was trained with."""
+
+
+@dataclass(frozen=True)
+class Model:
+    architecture: Architecture
+    weights: dict[str, np.ndarray]
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def load_model(data_uri: str, **overrides: Any) -> Model:
+    """Load a `model` artifact by its data URI: a folder, or `ckpt://PREFIX`.
+
+    overrides: fields of Architecture that differ from the model's own (fov_zyx, deltas_zyx,
+    image_mean, image_stddev). Raises UserError if it is not a model, or does not fit.
+    """
+    try:
+        if data_uri.startswith("ckpt://"):
+            weights = read_checkpoint(data_uri.removeprefix("ckpt://"))
+            return Model(infer_architecture(weights, **{**CHECKPOINT_DEFAULTS, **overrides}), weights)
+        return _load_folder(Store(data_uri), overrides)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"model {data_uri}: {'.'.join(str(p) for p in problem['loc'])}: {problem['msg']}") from None
+
+
+def _load_folder(store: Store, overrides: dict[str, Any]) -> Model:
+    try:
+        document, weights = store.get_json("model.json"), store.get_arrays("weights.npz")
+    except NotFoundError as error:
+        raise UserError(f"model {store.uri}: {error}") from None
+    if document.get("format") != FORMAT or document.get("version") != 1:
+        raise UserError(f"model {store.uri}: model.json is not of format {FORMAT} version 1")
+    architecture = Architecture.model_validate({**document["architecture"], **overrides})
+    check_weights(architecture, weights)
+    return Model(architecture, weights, document.get("training", {}))
+
+
+def save_model(store: Store, model: Model) -> None:
+    """Write `weights.npz` and `model.json`, with the same bytes for the same model."""
+    check_weights(model.architecture, model.weights)
+    arrays = {name: np.ascontiguousarray(model.weights[name], np.float32) for name in sorted(model.weights)}
+    store.put_arrays("weights.npz", **arrays)
+    store.put_json("model.json", describe(model))
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """What `model.json` holds."""
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "architecture": model.architecture.model_dump(mode="json"),
+        "training": model.training,
+    }
+
+
+def read_checkpoint(prefix: str) -> dict[str, np.ndarray]:
+    """Variables of a google/ffn TensorFlow 1 checkpoint, without their `seed_update/` scope.
+
+    Kernels have the layout (z, y, x, in, out), which is Keras's own.
+    """
+    from happyneurons.ffn.network import tf
+
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError(
+            f"model ckpt://{prefix}: not a readable TensorFlow checkpoint ({str(error).splitlines()[0]})"
+        ) from None
+    scope = "seed_update/"
+    names = [
+        n for n in reader.get_variable_to_shape_map() if n.startswith(scope) and n.endswith(("/weights", "/biases"))
+    ]
+    if not names:
+        raise UserError(f"model ckpt://{prefix}: no variables under {scope}; it is not a flood-filling network")
+    return {name.removeprefix(scope): np.asarray(reader.get_tensor(name)) for name in sorted(names)}

@@ -1,0 +1,348 @@
+"""Finding the same place in two pictures: band-pass filter, coarse shift, block matches, outliers.
+
+Images are (y, x), points (n, 2) of (x, y) px. A shift or an offset is always `b - a`: what lies at
+p in the first picture lies at p + shift in the second one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Image = NDArray[np.float32]
+
+
+def dog(image: np.ndarray, sigma_px: float = 1.5, ratio: float = 3.0, mask: np.ndarray | None = None) -> Image:
+    """Difference of Gaussians (sigma, ratio * sigma): float32 (y, x) of mean near 0.
+
+    It keeps membranes and drops noise, shading and the brightness of the tile. Where `mask` (y, x)
+    is 0 the result is 0, and masked pixels do not leak into their surroundings (normalized
+    convolution).
+    """
+    picture = np.asarray(image, dtype=np.float32)
+    if mask is None:
+        return np.asarray(_blur(picture, sigma_px) - _blur(picture, ratio * sigma_px), dtype=np.float32)
+    weight = (np.asarray(mask) > 0).astype(np.float32)
+    picture = picture * weight
+    fine = _blur(picture, sigma_px) / (_blur(weight, sigma_px) + 1e-3)
+    broad = _blur(picture, ratio * sigma_px) / (_blur(weight, ratio * sigma_px) + 1e-3)
+    return np.asarray((fine - broad) * weight, dtype=np.float32)
+
+
+def _blur(picture: Image, sigma_px: float) -> Image:
+    return np.asarray(cv2.GaussianBlur(picture, (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT_101))
+
+
+def shrink(image: np.ndarray, factor: int) -> np.ndarray:
+    """The image at 1 / factor of its size by averaging; pixel (x, y) covers factor² pixels from (x, y) * factor.
+
+    Rows and columns left over at the far edges are dropped. A point p of the image lies at
+    (p + 0.5) / factor - 0.5 of the result.
+    """
+    if factor == 1:
+        return image
+    height, width = image.shape[0] // factor, image.shape[1] // factor
+    whole = image[: height * factor, : width * factor]
+    return np.asarray(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA))
+
+
+# --- coarse shift ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CoarseShift:
+    """Where the second picture lies on the first one.
+
+    shift_xy: b - a, px. correlation: of the pixels that overlap, -1..1. significance: height of the
+    peak over what chance gives at all shifts tried, in robust standard deviations; true shifts of
+    EM pictures reach 10 and more, chance about 5. runner_up: the same for the highest peak
+    elsewhere. overlap_px: pixels that overlap.
+    """
+
+    shift_xy: tuple[float, float]
+    correlation: float
+    significance: float
+    runner_up: float
+    overlap_px: float
+
+
+def coarse_shift(
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    mask_a: np.ndarray | None = None,
+    mask_b: np.ndarray | None = None,
+    expected_xy: ArrayLike = (0.0, 0.0),
+    max_error_px: float | tuple[float, float] | None = None,
+    min_overlap_px: float = 256.0,
+) -> CoarseShift | None:
+    """The shift at which two filtered pictures (see `dog`) fit best, over all shifts allowed.
+
+    Every shift is scored by the normalized correlation of just the pixels that overlap (and are
+    valid in both masks), times the root of their number: a narrow overlap must fit better than a
+    broad one to win. All shifts are tried at once by FFT, so a stage error as large as the picture
+    costs nothing more.
+
+    expected_xy, max_error_px: only shifts this near to the expected one, in x and y; None: all.
+    min_overlap_px: fewest pixels that may overlap. Returns None if no shift is allowed.
+
+    Method: D. Padfield, "Masked object registration in the Fourier domain", IEEE TIP 2012.
+    """
+    ha, wa = a.shape
+    hb, wb = b.shape
+    shifts_x, shifts_y = np.arange(-(wa - 1), wb), np.arange(-(ha - 1), hb)
+    keep_x, keep_y = np.ones(len(shifts_x), bool), np.ones(len(shifts_y), bool)
+    if max_error_px is not None:
+        ex, ey = np.asarray(expected_xy, dtype=np.float64).reshape(2)
+        rx, ry = max_error_px if isinstance(max_error_px, tuple) else (max_error_px, max_error_px)
+        keep_x, keep_y = np.abs(shifts_x - ex) <= rx, np.abs(shifts_y - ey) <= ry
+    if not keep_x.any() or not keep_y.any():
+        return None
+    sums = _overlap_sums(a, b, mask_a, mask_b)
+    count, sum_a, sum_b, square_a, square_b, product = (s[np.ix_(keep_y, keep_x)] for s in sums)
+    shifts_x, shifts_y = shifts_x[keep_x], shifts_y[keep_y]
+    safe = np.maximum(count, 1.0)
+    variance_a = np.maximum(square_a - sum_a**2 / safe, 0)
+    variance_b = np.maximum(square_b - sum_b**2 / safe, 0)
+    scale = np.sqrt(variance_a * variance_b)
+    # Where a picture is flat, rounding errors of the FFT would decide.
+    usable = (count >= min_overlap_px) & (scale > 1e-4 * max(float(scale.max()), 1e-12))
+    if not usable.any():
+        return None
+    correlation = np.where(usable, (product - sum_a * sum_b / safe) / np.where(usable, scale, 1.0), 0.0)
+    height = correlation * np.sqrt(count)
+    spread = 1.4826 * float(np.median(np.abs(height[usable]))) + 1e-9
+    y, x = np.unravel_index(int(np.argmax(np.where(usable, height, -np.inf))), height.shape)
+    away = usable.copy()
+    away[max(0, y - 4) : y + 5, max(0, x - 4) : x + 5] = False
+    runner_up = float(height[away].max()) / spread if away.any() else 0.0
+    dx, dy = _peak_offset(height, int(x), int(y))
+    return CoarseShift(
+        shift_xy=(float(shifts_x[x]) + dx, float(shifts_y[y]) + dy),
+        correlation=float(correlation[y, x]),
+        significance=float(height[y, x]) / spread,
+        runner_up=runner_up,
+        overlap_px=float(count[y, x]),
+    )
+
+
+def _overlap_sums(
+    a: np.ndarray, b: np.ndarray, mask_a: np.ndarray | None, mask_b: np.ndarray | None
+) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats]:
+    """For every shift: number of valid pixels in both, Σa, Σb, Σa², Σb², Σab over them."""
+    import scipy.fft
+
+    (ha, wa), (hb, wb) = a.shape, b.shape
+    shape = (ha + hb - 1, wa + wb - 1)
+    padded = [scipy.fft.next_fast_len(n, real=True) for n in shape]
+
+    def spectrum(f: np.ndarray, conjugate: bool = False) -> np.ndarray:
+        result = np.asarray(scipy.fft.rfft2(f, s=padded))
+        return np.conj(result) if conjugate else result
+
+    def correlate(fa: np.ndarray, fb: np.ndarray) -> Floats:
+        # Result [k] belongs to shift k - (size of a - 1): roll the negative shifts to the front.
+        full = scipy.fft.irfft2(fa * fb, s=padded)
+        rolled = np.roll(full, (ha - 1, wa - 1), axis=(0, 1))
+        return np.asarray(rolled[: shape[0], : shape[1]], dtype=np.float64)
+
+    a64, b64 = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if mask_a is None and mask_b is None:
+        # Two rectangles: all sums but the product are box sums, which need no FFT.
+        count = _window(np.ones((ha, wa)), hb, wb, flip=True)
+        product = correlate(spectrum(a64, True), spectrum(b64))
+        return (
+            count,
+            _window(a64, hb, wb, flip=True),
+            _window(b64, ha, wa, flip=False),
+            _window(a64**2, hb, wb, flip=True),
+            _window(b64**2, ha, wa, flip=False),
+            product,
+        )
+    ma = np.ones((ha, wa)) if mask_a is None else (np.asarray(mask_a) > 0).astype(np.float64)
+    mb = np.ones((hb, wb)) if mask_b is None else (np.asarray(mask_b) > 0).astype(np.float64)
+    a64, b64 = a64 * ma, b64 * mb
+    fa, fa2, fma = spectrum(a64, True), spectrum(a64**2, True), spectrum(ma, True)
+    fb, fb2, fmb = spectrum(b64), spectrum(b64**2), spectrum(mb)
+    return (
+        np.round(correlate(fma, fmb)),
+        correlate(fa, fmb),
+        correlate(fma, fb),
+        correlate(fa2, fmb),
+        correlate(fma, fb2),
+        correlate(fa, fb),
+    )
+
+
+def _window(f: Floats, height: int, width: int, *, flip: bool) -> Floats:
+    """Sum of f under a box of that size at every place where the two touch, in the order of shifts.
+
+    flip: f is the first picture (a growing shift moves the box towards its beginning).
+    """
+    for axis, n in ((0, height), (1, width)):
+        m = f.shape[axis]
+        total = np.concatenate([np.zeros_like(np.take(f, [0], axis)), np.cumsum(f, axis)], axis)
+        k = np.arange(m + n - 1)
+        f = np.take(total, np.minimum(k + 1, m), axis) - np.take(total, np.maximum(k + 1 - n, 0), axis)
+        if flip:
+            f = np.flip(f, axis)
+    return f
+
+
+# --- block matches ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Places that correspond. xy_a, xy_b: (n, 2) px; score: (n,) correlation of the blocks, -1..1."""
+
+    xy_a: Floats
+    xy_b: Floats
+    score: Floats
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def select(self, which: np.ndarray) -> Matches:
+        """Those of a boolean mask or index array."""
+        return Matches(self.xy_a[which], self.xy_b[which], self.score[which])
+
+    @staticmethod
+    def none() -> Matches:
+        return Matches(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0))
+
+
+def match_blocks(
+    a: Image,
+    b: Image,
+    xy_a: ArrayLike,
+    guess_b: ArrayLike,
+    *,
+    half_px: int | tuple[int, int],
+    search_px: int | tuple[int, int],
+    min_score: float = 0.25,
+    mask_a: np.ndarray | None = None,
+    mask_b: np.ndarray | None = None,
+    min_valid: float = 0.8,
+) -> Matches:
+    """Find blocks of picture a in picture b by normalized cross-correlation, to a fraction of a pixel.
+
+    a, b: filtered pictures (see `dog`), float32 (y, x). xy_a: (n, 2) block centres in a, rounded to
+    whole px; guess_b: (n, 2) where they are expected in b. half_px: half size of a block in x and y
+    (a block has 2 * half + 1 px); search_px: how far from the guess to look, in x and y. At the edge
+    of b the search is cut, not refused. A block is dropped if it leaves a, if less than `min_valid`
+    of it is valid, if its score is below `min_score`, or if its peak lies on the edge of the search.
+    """
+    centres = np.rint(np.asarray(xy_a, dtype=np.float64).reshape(-1, 2)).astype(int)
+    guesses = np.rint(np.asarray(guess_b, dtype=np.float64).reshape(-1, 2)).astype(int)
+    hx, hy = half_px if isinstance(half_px, tuple) else (half_px, half_px)
+    rx, ry = search_px if isinstance(search_px, tuple) else (search_px, search_px)
+    (height_a, width_a), (height_b, width_b) = a.shape, b.shape
+    found_a, found_b, scores = [], [], []
+    for (xa, ya), (xb, yb) in zip(centres.tolist(), guesses.tolist(), strict=True):
+        if xa < hx or ya < hy or xa + hx >= width_a or ya + hy >= height_a:
+            continue
+        x0, y0 = max(0, xb - hx - rx), max(0, yb - hy - ry)
+        x1, y1 = min(width_b, xb + hx + rx + 1), min(height_b, yb + hy + ry + 1)
+        if x1 - x0 < 2 * hx + 3 or y1 - y0 < 2 * hy + 3:
+            continue
+        block = (slice(ya - hy, ya + hy + 1), slice(xa - hx, xa + hx + 1))
+        if mask_a is not None and np.count_nonzero(mask_a[block]) < min_valid * (2 * hx + 1) * (2 * hy + 1):
+            continue
+        if mask_b is not None:
+            there = mask_b[max(0, yb - hy) : max(0, yb + hy + 1), max(0, xb - hx) : max(0, xb + hx + 1)]
+            if np.count_nonzero(there) < min_valid * (2 * hx + 1) * (2 * hy + 1):
+                continue
+        scene = cv2.matchTemplate(b[y0:y1, x0:x1], a[block], cv2.TM_CCOEFF_NORMED)
+        _, score, _, (px, py) = cv2.minMaxLoc(scene)
+        if not min_score <= score <= 1.01 or not 0 < px < scene.shape[1] - 1 or not 0 < py < scene.shape[0] - 1:
+            continue
+        dx, dy = _peak_offset(scene, px, py)
+        found_a.append((xa, ya))
+        found_b.append((x0 + hx + px + dx, y0 + hy + py + dy))
+        scores.append(score)
+    if not scores:
+        return Matches.none()
+    return Matches(np.array(found_a, float), np.array(found_b, float), np.array(scores, float))
+
+
+def _peak_offset(surface: np.ndarray, x: int, y: int) -> tuple[float, float]:
+    """Where the maximum lies beside its pixel: top of the quadratic through the 3 x 3 pixels around it."""
+    if not (0 < x < surface.shape[1] - 1 and 0 < y < surface.shape[0] - 1):
+        return 0.0, 0.0
+    n = surface[y - 1 : y + 2, x - 1 : x + 2].astype(np.float64)
+    gx, gy = (n[1, 2] - n[1, 0]) / 2, (n[2, 1] - n[0, 1]) / 2
+    xx, yy = n[1, 2] - 2 * n[1, 1] + n[1, 0], n[2, 1] - 2 * n[1, 1] + n[0, 1]
+    xy = (n[2, 2] - n[2, 0] - n[0, 2] + n[0, 0]) / 4
+    det = xx * yy - xy * xy
+    if not (xx < 0 and yy < 0 and det > 1e-3 * xx * yy):
+        return 0.0, 0.0
+    dx, dy = (xy * gy - yy * gx) / det, (xy * gx - xx * gy) / det
+    return float(np.clip(dx, -1, 1)), float(np.clip(dy, -1, 1))
+
+
+# --- fits and outliers -----------------------------------------------------------------------
+
+
+def fit_affine(p: ArrayLike, q: ArrayLike, weights: ArrayLike | None = None, ridge: float = 0.0) -> Floats:
+    """(2, 3) matrix M with q ≈ M[:, :2] @ p + M[:, 2], by weighted least squares.
+
+    ridge pulls the linear part towards the identity: in units of (px of coordinate spread)² per
+    point, so that 25 leaves a band of points narrower than about 5 px without a say across it.
+    """
+    p, q = np.asarray(p, dtype=np.float64), np.asarray(q, dtype=np.float64)
+    w = np.ones(len(p)) if weights is None else np.asarray(weights, dtype=np.float64)
+    total = max(float(w.sum()), 1e-12)
+    cp, cq = (w @ p) / total, (w @ q) / total
+    x, d = p - cp, (q - cq) - (p - cp)
+    normal = (x * w[:, None]).T @ x + (ridge * total + 1e-9) * np.eye(2)
+    linear = np.eye(2) + np.linalg.solve(normal, (x * w[:, None]).T @ d).T
+    return np.column_stack([linear, cq - linear @ cp])
+
+
+def apply_affine(matrix: ArrayLike, xy: ArrayLike) -> Floats:
+    """(n, 2) points through a (2, 3) affine matrix."""
+    m = np.asarray(matrix, dtype=np.float64)
+    return np.asarray(xy, dtype=np.float64) @ m[:, :2].T + m[:, 2]
+
+
+def affine_inliers(
+    matches: Matches, *, first_px: float = 6.0, least_px: float = 1.5, ridge: float = 25.0, iterations: int = 4
+) -> tuple[np.ndarray, Floats]:
+    """(mask of the matches that follow one affine map, that (2, 3) map).
+
+    Starts from the median offset (within `first_px`), then refits; a match stays if its residual is
+    below max(least_px, 3 * median residual).
+    """
+    if not len(matches):
+        return np.zeros(0, bool), np.array([[1.0, 0, 0], [0, 1.0, 0]])
+    offset = matches.xy_b - matches.xy_a
+    residual = np.linalg.norm(offset - np.median(offset, axis=0), axis=1)
+    keep = residual <= max(first_px, float(np.median(residual)))
+    matrix = np.array([[1.0, 0, 0], [0, 1.0, 0]])
+    for _ in range(iterations):
+        matrix = fit_affine(matches.xy_a[keep], matches.xy_b[keep], matches.score[keep], ridge)
+        residual = np.linalg.norm(apply_affine(matrix, matches.xy_a) - matches.xy_b, axis=1)
+        again = residual <= max(least_px, 3 * float(np.median(residual[keep])))
+        if not again.any() or np.array_equal(again, keep):
+            break
+        keep = again
+    return keep, matrix
+
+
+def block_centres(x0: float, y0: float, x1: float, y1: float, step_px: float) -> Floats:
+    """(n, 2) centres on a regular grid inside x0..x1, y0..y1, at most step_px apart and up to both ends.
+
+    A side that is empty (x1 < x0) yields its middle.
+    """
+
+    def axis(low: float, high: float) -> Floats:
+        if high <= low:
+            return np.array([(low + high) / 2])
+        return np.linspace(low, high, int(np.ceil((high - low) / step_px)) + 1)
+
+    return np.stack(np.meshgrid(axis(x0, x1), axis(y0, y1)), axis=-1).reshape(-1, 2)

@@ -1,0 +1,1 @@
+"""Pipelines, runs, gates and scheduling; the gRPC server and its metrics."""

@@ -1,0 +1,377 @@
+"""Driving one run: what happens next, given its state, the store and the executors.
+
+`tick` is called again and again; it looks, decides, and writes an event for everything that it
+does. After a kill at any point, replay and the next tick go on: whatever was submitted but not
+written down is found by the job's key.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from happyneurons.errors import EXIT_USAGE, HappyError, UserError
+from happyneurons.executors.base import Executor, ProcessReport, ProcessState, Submission
+from happyneurons.jobs.attempts import (
+    LEASE_S,
+    EndState,
+    attempt_end,
+    attempt_folder,
+    attempt_numbers,
+    attempt_progress,
+    request_cancel,
+    settle,
+    supersede,
+)
+from happyneurons.jobs.spec import JobSpec, job_uri, make_spec, save_spec
+from happyneurons.orchestrator.conditions import evaluate, metric_names
+from happyneurons.orchestrator.pipeline import PipelineJob, reference
+from happyneurons.orchestrator.runlog import Event, append_event, now
+from happyneurons.orchestrator.state import (
+    FINAL,
+    RUN_FINAL,
+    GatePhase,
+    JobPhase,
+    JobStatus,
+    RunPhase,
+    RunStatus,
+)
+from happyneurons.stages import load_stage
+from happyneurons.store.artifacts import Manifest, artifact_uri
+from happyneurons.store.documents import Store
+
+log = logging.getLogger("happyneurons.orchestrator")
+
+INFRASTRUCTURE_RETRIES = 5
+DRAINS = 1000  # a drained attempt did what it could: going on costs nothing but a limit must be
+BACKOFF_S = 1.0
+
+
+class RunDriver:
+    """One run. Its lock guards the state; the scheduler's thread ticks, servers read and decide."""
+
+    def __init__(
+        self,
+        store: Store,
+        status: RunStatus,
+        executors: Mapping[str, Executor],
+        busy_elsewhere: Callable[[str, str], str | None],
+        owner: str,
+    ) -> None:
+        self.store, self.status, self.executors, self.owner = store, status, executors, owner
+        self.busy_elsewhere = busy_elsewhere
+        self.changed = threading.Condition(threading.RLock())
+        self.events: list[Event] = []
+        self.progress: dict[str, dict[str, Any]] = {}
+        self._heartbeats: dict[str, tuple[int, float]] = {}
+        self._not_before: dict[str, float] = {}
+
+    # --- events ------------------------------------------------------------------------------
+
+    def record(self, type_: str, subject: str = "", message: str = "", **data: Any) -> None:
+        """Write an event, then let it change the state. Raises LogConflictError."""
+        with self.changed:
+            event = Event(self.status.last_event + 1, type_, subject, message, now(), data)
+            append_event(self.store, self.status.run_id, event)
+            self.replay(event)
+        log.info("run %s: %s %s %s", self.status.run_id, type_, subject, message)
+
+    def replay(self, event: Event) -> None:
+        """Take over an event that is in the log already."""
+        with self.changed:
+            self.status.apply(event)
+            self.events.append(event)
+            self.changed.notify_all()
+
+    # --- one step ------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Do everything that can be done now."""
+        with self.changed:
+            if self.status.phase in RUN_FINAL:
+                return
+            for name in self.status.pipeline.order:
+                if name in self.status.gates:
+                    self._tick_gate(name)
+                else:
+                    self._tick_job(name, self.status.jobs[name])
+            self._tick_run()
+
+    def _tick_run(self) -> None:
+        status = self.status
+        jobs = status.jobs.values()
+        if all(j.phase in FINAL for j in jobs):
+            bad = [j for j in jobs if j.phase is not JobPhase.SUCCEEDED]
+            first = next((j for j in bad if j.phase is JobPhase.FAILED), None)
+            if not bad:
+                waiting = [n for n, g in status.gates.items() if g.phase is GatePhase.WAITING]
+                if waiting:
+                    self._wait(f"a decision at gate {', '.join(waiting)}")
+                    return
+                self.record("run_ended", message="", phase=RunPhase.SUCCEEDED.value)
+            elif status.cancel_requested:
+                self.record("run_ended", message=status.message or "cancelled", phase=RunPhase.CANCELLED.value)
+            else:
+                text = f"{first.job.name}: {first.message}" if first else bad[0].message
+                self.record("run_ended", message=text, phase=RunPhase.FAILED.value)
+            return
+        at_work = any(j.phase in (JobPhase.QUEUED, JobPhase.RUNNING) for j in jobs)
+        ready = any(j.phase is JobPhase.WAITING and all(status.passed(n) for n in j.job.upstream()) for j in jobs)
+        waiting = [n for n, g in status.gates.items() if g.phase is GatePhase.WAITING]
+        if waiting and not at_work and not ready:
+            self._wait(f"a decision at gate {', '.join(waiting)}")
+        elif status.phase is RunPhase.WAITING:
+            self.record("run_running")
+
+    def _wait(self, message: str) -> None:
+        if self.status.phase is not RunPhase.WAITING or self.status.message != message:
+            self.record("run_waiting", message=message)
+
+    # --- gates -----------------------------------------------------------------------------------
+
+    def _tick_gate(self, name: str) -> None:
+        gate, status = self.status.pipeline.gates[name], self.status.gates[name]
+        if status.phase is not GatePhase.CLOSED or not all(self.status.passed(n) for n in gate.after):
+            return
+        metrics: dict[str, float] = {}
+        if gate.condition:
+            known = {(n, k): v for n, j in self.status.jobs.items() for k, v in j.metrics.items()}
+            metrics = {f"{j}.{m}": known[j, m] for j, m in metric_names(gate.condition) if (j, m) in known}
+            try:
+                holds, why = evaluate(gate.condition, known), f"{gate.condition}"
+            except UserError as error:
+                holds, why = False, str(error)
+            if holds or gate.otherwise == "reject":
+                verdict = f"{why} holds" if holds else f"{why} does not hold"
+                self.record(
+                    "gate_decided", name, verdict, approved=holds, decided_by="condition", metrics=metrics
+                )  # fmt: skip
+                return
+        self.record("gate_waiting", name, gate.ask or f"{gate.condition} does not hold: go on?", metrics=metrics)
+
+    # --- jobs ------------------------------------------------------------------------------------
+
+    def _tick_job(self, name: str, job: JobStatus) -> None:
+        if job.phase is JobPhase.WAITING:
+            if self.status.cancel_requested:
+                self.record("job_cancelled", name, "the run was cancelled")
+            elif lost := [n for n in job.job.upstream() if self.status.lost(n)]:
+                self.record("job_skipped", name, f"{lost[0]} did not succeed")
+            elif all(self.status.passed(n) for n in job.job.upstream()) and time.monotonic() >= self._not_before.get(
+                name, 0.0
+            ):
+                self._start(name, job)
+        elif job.phase in (JobPhase.QUEUED, JobPhase.RUNNING):
+            self._follow(name, job)
+
+    def spec_of(self, job: PipelineJob) -> JobSpec:
+        """The spec of a job whose inputs are known. Raises UserError."""
+        inputs = {}
+        for key, uris in job.inputs.items():
+            inputs[key] = [self._resolve(uri) for uri in uris]
+        return make_spec(
+            load_stage(job.stage), inputs=inputs, params=job.params, allow_failed_tasks=job.allow_failed_tasks
+        )
+
+    def _resolve(self, uri: str) -> str:
+        match = reference(uri)
+        return self.status.jobs[match[1]].outputs[match[2]] if match else uri
+
+    def _start(self, name: str, job: JobStatus) -> None:
+        try:
+            spec = self.spec_of(job.job)
+        except UserError as error:
+            self.record("job_failed", name, str(error), kind="user")
+            return
+        manifest = settle(self.store, spec.key)
+        if manifest is not None:
+            self._succeed(name, manifest, reused=job.key != spec.key)
+            return
+        if self.busy_elsewhere(self.status.run_id, spec.key):
+            return  # the same job is at work in another run: its result will serve both
+        executor = self.executors.get(job.job.site)
+        refusal = (
+            f"no site {job.job.site!r}; there are {', '.join(sorted(self.executors))}"
+            if executor is None
+            else executor.refuse(job.job.stage, job.job.resources)
+        )
+        if refusal or executor is None:
+            self.record("job_failed", name, f"site {job.job.site}: {refusal}", kind="user")
+            return
+        save_spec(self.store, spec)
+        numbers = attempt_numbers(self.store, spec.key)
+        submission = Submission(
+            job_uri(self.store, spec.key), job.job.stage, job.job.resources, retry_quarantined=job.retry_quarantined
+        )
+        try:
+            handle = executor.submit(submission)
+        except UserError as error:
+            self.record("job_failed", name, str(error), kind="user")
+            return
+        except HappyError as error:
+            self._interrupt(name, job, "error", f"site {job.job.site}: {error}")
+            return
+        self.record(
+            "job_submitted", name, f"to site {job.job.site}", key=spec.key, handle=handle,
+            after_attempt=numbers[-1] if numbers else 0,
+        )  # fmt: skip
+
+    def _follow(self, name: str, job: JobStatus) -> None:
+        executor = self.executors[job.job.site]
+        report = executor.poll([job.handle])[job.handle] if job.handle else ProcessReport(ProcessState.UNKNOWN)
+        number = self._our_attempt(job)  # read after the poll: what exited has written its end
+        if number is None:
+            self._follow_unbegun(name, job, report)
+            return
+        if job.phase is JobPhase.QUEUED:
+            self.record("job_started", name, f"attempt {number}", attempt=number)
+        end = attempt_end(self.store, job.key, number)
+        if end is None:
+            progress = attempt_progress(self.store, job.key, number)
+            if progress is not None and progress != self.progress.get(name):
+                self.progress[name] = progress
+                self.changed.notify_all()
+            if self.status.cancel_requested:
+                request_cancel(self.store, job.key, number, self.status.message)
+            dead = self._death(name, job, number, report, progress)
+            if dead is None:
+                return
+            end = supersede(self.store, job.key, number, self.owner, dead)
+        self._ended(name, job, end)
+
+    def _our_attempt(self, job: JobStatus) -> int | None:
+        numbers = attempt_numbers(self.store, job.key)
+        return numbers[-1] if numbers and numbers[-1] > job.submitted_after_attempt else None
+
+    def _follow_unbegun(self, name: str, job: JobStatus, report: ProcessReport) -> None:
+        """No attempt has begun yet."""
+        if self.status.cancel_requested:
+            if job.handle:
+                self.executors[job.job.site].cancel(job.handle)
+            self.record("job_cancelled", name, "the run was cancelled")
+        elif report.state is ProcessState.EXITED:
+            manifest = settle(self.store, job.key)
+            if manifest is not None:
+                self._succeed(name, manifest, reused=True)
+            elif report.exit_code == EXIT_USAGE:
+                self.record("job_failed", name, self._output(job, 0) or report.detail, kind="user")
+            else:
+                what = f"its processes ended before it began (exit code {report.exit_code})"
+                self._interrupt(name, job, "error", f"{what}: {self._output(job, 0) or report.detail}")
+        elif report.state is ProcessState.UNKNOWN and not self._beating(name, job, -1):
+            # Forgotten by a restarted executor, perhaps before it started: submitting again is safe,
+            # since of two attempts only one can publish.
+            self._interrupt(name, job, "superseded", "the executor does not know it any more")
+
+    def _death(
+        self, name: str, job: JobStatus, number: int, report: ProcessReport, progress: dict[str, Any] | None
+    ) -> str | None:
+        """Why an open attempt must be dead, or None if it lives as far as we can tell."""
+        if report.state is ProcessState.EXITED:
+            tail = self._output(job, number).strip().splitlines()
+            return f"its processes died (exit code {report.exit_code}){': ' + tail[-1] if tail else ''}"
+        if report.state is not ProcessState.UNKNOWN:
+            return None
+        begin = self.store.find_json(f"{attempt_folder(job.key, number)}/begin.json") or {}
+        if begin.get("host") == socket.gethostname() and not Path(f"/proc/{begin['pid']}").exists():
+            return "its processes are gone"
+        if not self._beating(name, job, -1 if progress is None else int(progress["sequence"])):
+            return f"no heartbeat for {LEASE_S:.0f} s"
+        return None
+
+    def _beating(self, name: str, job: JobStatus, sequence: int) -> bool:
+        """Whether a heartbeat moved within the lease, by our own clock."""
+        mark = f"{name}/{job.handle}/{job.submitted_after_attempt}"
+        before = self._heartbeats.get(mark)
+        if before is None or before[0] != sequence:
+            self._heartbeats[mark] = (sequence, time.monotonic())
+            return True
+        return time.monotonic() - before[1] < LEASE_S
+
+    def _output(self, job: JobStatus, number: int) -> str:
+        """Tail of what the processes printed, where the executor kept it."""
+        path = f"{attempt_folder(job.key, number)}/output.txt"
+        return self.store.get(path).decode(errors="replace").strip() if self.store.exists(path) else ""
+
+    def _ended(self, name: str, job: JobStatus, end: dict[str, Any]) -> None:
+        state, message = EndState(end["state"]), end["message"]
+        self.progress.pop(name, None)
+        if state is EndState.SUCCEEDED:
+            manifest = settle(self.store, job.key)
+            assert manifest is not None
+            self._succeed(name, manifest, reused=False)
+        elif state is EndState.FAILED_USER:
+            self.record("job_failed", name, message, kind="user")
+        elif state is EndState.FAILED_TASKS:
+            self.record("job_failed", name, message, kind="task", quarantined=end.get("quarantined", [])[:100])
+        elif state is EndState.CANCELLED:
+            self.record("job_cancelled", name, message)
+        elif self.status.cancel_requested:
+            self.record("job_cancelled", name, "the run was cancelled")
+        else:
+            self._interrupt(name, job, state.value, message)
+
+    def _interrupt(self, name: str, job: JobStatus, state: str, message: str) -> None:
+        spent = job.drains if state == EndState.DRAINED else job.infrastructure_retries
+        if spent >= (DRAINS if state == EndState.DRAINED else INFRASTRUCTURE_RETRIES):
+            self.record("job_failed", name, f"given up after {spent + 1} attempts: {message}", kind="infrastructure")
+            return
+        self._not_before[name] = time.monotonic() + min(60.0, BACKOFF_S * 2**job.infrastructure_retries)
+        self.record("job_interrupted", name, message, state=state)
+
+    def _succeed(self, name: str, manifest: Manifest, reused: bool) -> None:
+        uris = {
+            output: self.store.url(f"jobs/{manifest.job_key}/manifest.json#{output}") for output in manifest.outputs
+        }
+        self.record(
+            "job_succeeded", name, "reused" if reused else "", key=manifest.job_key, reused=reused,
+            metrics=manifest.metrics, outputs=uris,
+        )  # fmt: skip
+
+    # --- what people ask for -----------------------------------------------------------------------
+
+    def cancel(self, reason: str) -> None:
+        """Ask the run to stop; harmless when it is over."""
+        with self.changed:
+            if self.status.phase not in RUN_FINAL and not self.status.cancel_requested:
+                self.record("run_cancel_requested", message=reason or "cancelled")
+
+    def retry(self, jobs: list[str], retry_quarantined: bool) -> None:
+        """Attempt again what did not succeed (or only some of it, with what follows)."""
+        with self.changed:
+            unknown = [n for n in jobs if n not in self.status.jobs]
+            if unknown:
+                raise UserError(f"run {self.status.run_id}: no job {unknown[0]!r}")
+            if self.status.phase not in RUN_FINAL:
+                return
+            if self.status.phase is RunPhase.SUCCEEDED:
+                raise UserError(f"run {self.status.run_id}: every job succeeded; there is nothing to retry")
+            again = [n for n, j in self.status.jobs.items() if j.phase is not JobPhase.SUCCEEDED]
+            if jobs:
+                again = [n for n in again if n in jobs or self._follows(n, set(jobs))]
+            self.record("run_retried", jobs=again, retry_quarantined=retry_quarantined)
+
+    def _follows(self, name: str, sources: set[str]) -> bool:
+        pipeline = self.status.pipeline
+        needs = pipeline.jobs[name].upstream() if name in pipeline.jobs else pipeline.gates[name].after
+        return any(n in sources or self._follows(n, sources) for n in needs)
+
+    def decide(self, gate: str, approved: bool, by: str, comment: str) -> None:
+        """Decide at a gate. Raises UserError if it is not open or was decided otherwise."""
+        with self.changed:
+            status = self.status.gates.get(gate)
+            if status is None:
+                known = ", ".join(self.status.gates) or "none"
+                raise UserError(f"run {self.status.run_id}: no gate {gate!r}; there are {known}")
+            wanted = GatePhase.APPROVED if approved else GatePhase.REJECTED
+            if status.phase is wanted:
+                return
+            if status.phase is not GatePhase.WAITING:
+                raise UserError(f"gate {gate} is {status.phase.value}: only a waiting gate can be decided")
+            self.record("gate_decided", gate, comment, approved=approved, decided_by=by or os.environ.get("USER", ""))

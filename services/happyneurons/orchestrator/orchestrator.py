@@ -1,0 +1,208 @@
+"""The orchestrator: all runs of a store, the thread that drives them, and what clients ask of it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from happyneurons.errors import HappyError, NotFoundError, UserError
+from happyneurons.executors.base import Executor
+from happyneurons.jobs.attempts import owner_id
+from happyneurons.orchestrator.driver import RunDriver
+from happyneurons.orchestrator.pipeline import Pipeline, PipelineError, parse_pipeline
+from happyneurons.orchestrator.runlog import (
+    LogConflictError,
+    create_run,
+    list_runs,
+    load_run_spec,
+    now,
+    read_events,
+    run_folder,
+)
+from happyneurons.orchestrator.state import RUN_FINAL, JobPhase, RunPhase, RunStatus
+from happyneurons.orchestrator.yaml_source import Violation
+from happyneurons.store.documents import Store, canonical_json
+
+log = logging.getLogger("happyneurons.orchestrator")
+
+TICK_S = 0.5
+
+
+class RequestConflictError(UserError):
+    """A request id was used for something else."""
+
+
+class Orchestrator:
+    """Runs of one store. `start` takes up what a predecessor left."""
+
+    def __init__(self, store: Store, sites: Mapping[str, Executor], default_site: str = "local") -> None:
+        self.store, self.sites, self.default_site = store, sites, default_site
+        self.owner = owner_id()
+        self._drivers: dict[str, RunDriver] = {}
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
+        self.ticks = 0
+        self.last_error = ""
+
+    def start(self) -> None:
+        """Replay unfinished runs and begin to drive them."""
+        self.store.check_writable()
+        for run_id in list_runs(self.store):
+            summary = self.store.find_json(f"{run_folder(run_id)}/summary.json")
+            if summary is None or RunPhase(summary["phase"]) not in RUN_FINAL:
+                self._load(run_id)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop driving. Running jobs go on; a successor finds them."""
+        self._closed = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=30)
+        for executor in self.sites.values():
+            executor.close()
+
+    # --- runs ----------------------------------------------------------------------------------
+
+    def validate(self, spec: Mapping[str, Any]) -> Pipeline:
+        """Parse and check a pipeline, including what its first jobs read. Raises PipelineError."""
+        pipeline = parse_pipeline(
+            spec["yaml"], spec["parameters"], source_name=spec["source_name"], base_uri=spec["base_uri"],
+            default_site=spec.get("default_site") or self.default_site, sites=list(self.sites),
+        )  # fmt: skip
+        found = []
+        probe = RunDriver(self.store, RunStatus.fresh("", pipeline, {"time": 0.0}), self.sites, lambda *_: None, "")
+        for job in pipeline.jobs.values():
+            refusal = self.sites[job.site].refuse(job.stage, job.resources)
+            if refusal:
+                found.append(Violation(f"jobs.{job.name}.resources", refusal))
+            if not job.references():
+                try:
+                    probe.spec_of(job)
+                except UserError as error:
+                    found += [
+                        Violation(f"jobs.{job.name}.{path}", text)
+                        for path, text in (error.violations or [("params", str(error))])
+                    ]
+        if found:
+            raise PipelineError(spec["source_name"], found)
+        return pipeline
+
+    def submit(self, spec: Mapping[str, Any], request_id: str = "") -> RunDriver:
+        """Start a run, or find the one that the same request id started before."""
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        run_id = f"{stamp}-{os.urandom(3).hex()}"
+        self.validate(spec)
+        document = {**spec, "time": now(), "request_id": request_id}
+        if request_id:
+            digest = hashlib.sha256(canonical_json(dict(spec))).hexdigest()
+            path = f"requests/{hashlib.sha256(request_id.encode()).hexdigest()}.json"
+            if not self.store.create_json(path, {"run_id": run_id, "digest": digest}):
+                known = self.store.get_json(path)
+                if known["digest"] != digest:
+                    raise RequestConflictError(f"request id {request_id!r} was used for another pipeline")
+                run_id = known["run_id"]
+        create_run(self.store, run_id, document)
+        driver = self.driver(run_id)
+        if driver.status.last_event == 0:
+            driver.record("run_submitted")
+        self._wake.set()
+        return driver
+
+    def driver(self, run_id: str) -> RunDriver:
+        """The driver of a run, loaded from its log if need be. Raises NotFoundError."""
+        return self._drivers.get(run_id) or self._load(run_id)
+
+    def summaries(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """`(run id, summary)`, latest first."""
+        for run_id in reversed(list_runs(self.store)):
+            if run_id in self._drivers:
+                yield run_id, _summary(self._drivers[run_id].status)
+                continue
+            summary = self.store.find_json(f"{run_folder(run_id)}/summary.json")
+            yield run_id, summary if summary is not None else _summary(self.driver(run_id).status)
+
+    def drivers(self) -> list[RunDriver]:
+        """All runs in memory: the unfinished ones and those that somebody asked for."""
+        with self._lock:
+            return list(self._drivers.values())
+
+    def wake(self) -> None:
+        """Look at all runs now rather than at the next tick."""
+        self._wake.set()
+
+    def _load(self, run_id: str) -> RunDriver:
+        spec = load_run_spec(self.store, run_id)
+        if spec is None:
+            raise NotFoundError(f"no run {run_id!r} in {self.store.uri}")
+        pipeline = parse_pipeline(
+            spec["yaml"], spec["parameters"], source_name=spec["source_name"], base_uri=spec["base_uri"],
+            default_site=spec.get("default_site") or self.default_site,
+        )  # fmt: skip
+        status = RunStatus.fresh(run_id, pipeline, spec)
+        driver = RunDriver(self.store, status, self.sites, self._busy_elsewhere, self.owner)
+        for event in read_events(self.store, run_id):
+            driver.replay(event)
+        with self._lock:
+            return self._drivers.setdefault(run_id, driver)
+
+    def _busy_elsewhere(self, run_id: str, key: str) -> str | None:
+        """Another run in which the job of this key is at work."""
+        for other, driver in list(self._drivers.items()):
+            for job in driver.status.jobs.values():
+                at_work = job.key == key and job.phase in (JobPhase.QUEUED, JobPhase.RUNNING)
+                if other != run_id and at_work:
+                    return other
+        return None
+
+    # --- the thread ------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while not self._closed:
+            self._wake.clear()
+            for driver in self.drivers():
+                try:
+                    before = driver.status.phase
+                    driver.tick()
+                    if driver.status.phase is not before:
+                        self._write_summary(driver.status)
+                    self.last_error = ""
+                except LogConflictError as error:
+                    log.warning("%s: reading what it wrote", error)
+                    self._catch_up(driver)
+                except HappyError as error:  # the store is away, say: the state is in the log, try again
+                    self.last_error = str(error)
+                    log.error("run %s: %s", driver.status.run_id, error)
+                except Exception as error:
+                    self.last_error = f"{type(error).__name__}: {error}"
+                    log.exception("run %s", driver.status.run_id)
+            self.ticks += 1
+            self._wake.wait(TICK_S)
+
+    def _catch_up(self, driver: RunDriver) -> None:
+        try:
+            for event in read_events(self.store, driver.status.run_id, driver.status.last_event):
+                driver.replay(event)
+        except HappyError as error:
+            log.error("run %s: %s", driver.status.run_id, error)
+
+    def _write_summary(self, status: RunStatus) -> None:
+        self.store.put_json(f"{run_folder(status.run_id)}/summary.json", _summary(status))
+
+
+def _summary(status: RunStatus) -> dict[str, Any]:
+    return {
+        "name": status.pipeline.name,
+        "phase": status.phase.value,
+        "message": status.message,
+        "submit_time": status.submit_time,
+        "end_time": status.end_time,
+        "last_event": status.last_event,
+    }

@@ -1,0 +1,200 @@
+"""The state of a run: a fold over its events. No other input, so a replay gives the same state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from happyneurons.orchestrator.pipeline import Pipeline, PipelineJob
+from happyneurons.orchestrator.runlog import Event
+
+
+class JobPhase(StrEnum):
+    """Where a job of a run stands. Names follow happyneurons.v1.JobState."""
+
+    WAITING = "waiting"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"
+
+
+FINAL = {JobPhase.SUCCEEDED, JobPhase.FAILED, JobPhase.CANCELLED, JobPhase.SKIPPED}
+
+
+class GatePhase(StrEnum):
+    CLOSED = "closed"
+    WAITING = "waiting"
+    APPROVED = "approved"
+    REJECTED = "rejected"
+
+
+class RunPhase(StrEnum):
+    RUNNING = "running"
+    WAITING = "waiting"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+RUN_FINAL = {RunPhase.SUCCEEDED, RunPhase.FAILED, RunPhase.CANCELLED}
+
+
+@dataclass
+class JobStatus:
+    """What the log says of one job."""
+
+    job: PipelineJob
+    phase: JobPhase = JobPhase.WAITING
+    key: str = ""
+    handle: str = ""
+    reused: bool = False
+    submitted_after_attempt: int = 0
+    """Number of the latest attempt when this one was submitted; a later one is ours."""
+    infrastructure_retries: int = 0
+    drains: int = 0
+    retry_quarantined: bool = False
+    failure_kind: str = ""
+    message: str = ""
+    quarantined: list[str] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    queue_time: float = 0.0
+    start_time: float = 0.0
+    end_time: float = 0.0
+
+
+@dataclass
+class GateStatus:
+    phase: GatePhase = GatePhase.CLOSED
+    metrics: dict[str, float] = field(default_factory=dict)
+    decided_by: str = ""
+    comment: str = ""
+    time: float = 0.0
+
+
+@dataclass
+class RunStatus:
+    """A run as its log tells it."""
+
+    run_id: str
+    pipeline: Pipeline
+    spec: dict[str, Any]
+    jobs: dict[str, JobStatus]
+    gates: dict[str, GateStatus]
+    phase: RunPhase = RunPhase.RUNNING
+    message: str = ""
+    last_event: int = 0
+    cancel_requested: bool = False
+    submit_time: float = 0.0
+    end_time: float = 0.0
+
+    @classmethod
+    def fresh(cls, run_id: str, pipeline: Pipeline, spec: dict[str, Any]) -> RunStatus:
+        jobs = {name: JobStatus(job) for name, job in pipeline.jobs.items()}
+        gates = {name: GateStatus() for name in pipeline.gates}
+        return cls(run_id, pipeline, spec, jobs, gates, submit_time=spec["time"])
+
+    def passed(self, name: str) -> bool:
+        """Whether a job or gate is through."""
+        if name in self.jobs:
+            return self.jobs[name].phase is JobPhase.SUCCEEDED
+        return self.gates[name].phase is GatePhase.APPROVED
+
+    def lost(self, name: str) -> bool:
+        """Whether a job or gate can no longer be passed."""
+        if name in self.jobs:
+            return self.jobs[name].phase in FINAL - {JobPhase.SUCCEEDED}
+        if self.gates[name].phase is GatePhase.REJECTED:
+            return True
+        return any(self.lost(n) for n in self.pipeline.gates[name].after)
+
+    def apply(self, event: Event) -> None:
+        """Advance by one event."""
+        self.last_event = event.number
+        handler = getattr(self, f"_on_{event.type}", None)
+        if handler is None:
+            raise ValueError(f"run {self.run_id}: event {event.number} has unknown type {event.type!r}")
+        handler(event)
+
+    # --- run -----------------------------------------------------------------------------------
+
+    def _on_run_submitted(self, event: Event) -> None:
+        self.submit_time = event.time
+
+    def _on_run_cancel_requested(self, event: Event) -> None:
+        self.cancel_requested = True
+        self.message = event.message
+
+    def _on_run_ended(self, event: Event) -> None:
+        self.phase = RunPhase(event.data["phase"])
+        self.message, self.end_time = event.message, event.time
+
+    def _on_run_waiting(self, event: Event) -> None:
+        self.phase, self.message = RunPhase.WAITING, event.message
+
+    def _on_run_running(self, event: Event) -> None:
+        self.phase, self.message = RunPhase.RUNNING, ""
+
+    def _on_run_retried(self, event: Event) -> None:
+        self.phase, self.message, self.cancel_requested, self.end_time = RunPhase.RUNNING, "", False, 0.0
+        for name in event.data["jobs"]:
+            job = self.jobs[name]
+            self.jobs[name] = JobStatus(job.job, retry_quarantined=event.data["retry_quarantined"])
+        for name, gate in self.gates.items():
+            if gate.phase is GatePhase.REJECTED or self.lost(name):
+                self.gates[name] = GateStatus()
+
+    # --- jobs ----------------------------------------------------------------------------------
+
+    def _on_job_submitted(self, event: Event) -> None:
+        job = self.jobs[event.subject]
+        job.phase, job.queue_time = JobPhase.QUEUED, job.queue_time or event.time
+        job.key, job.handle = event.data["key"], event.data["handle"]
+        job.submitted_after_attempt = event.data["after_attempt"]
+
+    def _on_job_started(self, event: Event) -> None:
+        job = self.jobs[event.subject]
+        job.phase, job.start_time = JobPhase.RUNNING, job.start_time or event.time
+
+    def _on_job_interrupted(self, event: Event) -> None:
+        job = self.jobs[event.subject]
+        job.phase, job.handle, job.message = JobPhase.WAITING, "", event.message
+        if event.data["state"] == "drained":
+            job.drains += 1
+        else:
+            job.infrastructure_retries += 1
+
+    def _on_job_succeeded(self, event: Event) -> None:
+        job = self.jobs[event.subject]
+        job.phase, job.end_time, job.message = JobPhase.SUCCEEDED, event.time, ""
+        job.key, job.reused = event.data["key"], event.data["reused"]
+        job.metrics, job.outputs = event.data["metrics"], event.data["outputs"]
+
+    def _on_job_failed(self, event: Event) -> None:
+        job = self.jobs[event.subject]
+        job.phase, job.end_time, job.message = JobPhase.FAILED, event.time, event.message
+        job.failure_kind, job.quarantined = event.data["kind"], event.data.get("quarantined", [])
+
+    def _on_job_cancelled(self, event: Event) -> None:
+        job = self.jobs[event.subject]
+        job.phase, job.end_time, job.message = JobPhase.CANCELLED, event.time, event.message
+
+    def _on_job_skipped(self, event: Event) -> None:
+        job = self.jobs[event.subject]
+        job.phase, job.end_time, job.message = JobPhase.SKIPPED, event.time, event.message
+
+    # --- gates ---------------------------------------------------------------------------------
+
+    def _on_gate_waiting(self, event: Event) -> None:
+        gate = self.gates[event.subject]
+        gate.phase, gate.metrics = GatePhase.WAITING, event.data["metrics"]
+
+    def _on_gate_decided(self, event: Event) -> None:
+        gate = self.gates[event.subject]
+        gate.phase = GatePhase.APPROVED if event.data["approved"] else GatePhase.REJECTED
+        gate.metrics = event.data.get("metrics", gate.metrics)
+        gate.decided_by, gate.comment, gate.time = event.data["decided_by"], event.message, event.time

@@ -1,0 +1,78 @@
+"""YAML that remembers where each value stood, so that every mistake gets a line and column."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A mistake in a pipeline: field path, what was expected, place in the text (from 1; 0 unknown)."""
+
+    field: str
+    description: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        where = f"line {self.line}, column {self.column}: " if self.line else ""
+        return f"{where}{self.field}: {self.description}" if self.field else f"{where}{self.description}"
+
+
+@dataclass
+class Source:
+    """A parsed document with the places of its fields, and the violations found so far."""
+
+    value: Any = None
+    places: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    violations: list[Violation] = field(default_factory=list)
+
+    def complain(self, path: Path, description: str) -> None:
+        """Note a mistake at a field, or at the nearest one around it that is in the text."""
+        at = path
+        while at and at not in self.places:
+            at = at[:-1]
+        line, column = self.places.get(at, (0, 0))
+        self.violations.append(Violation(".".join(path), description, line, column))
+
+
+def parse(text: str) -> Source:
+    """Parse YAML (the safe subset). Syntax errors and duplicate keys become violations."""
+    source = Source()
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = (mark.line + 1, mark.column + 1) if mark else (0, 0)
+        source.violations.append(Violation("", f"not valid YAML: {error.problem}", *place))
+        return source
+    if node is not None:
+        source.value = _convert(node, (), source, yaml.SafeLoader(""))
+    return source
+
+
+def _convert(node: yaml.Node, path: Path, source: Source, loader: yaml.SafeLoader) -> Any:
+    source.places.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
+    if isinstance(node, yaml.MappingNode):
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            here = (*path, key)
+            if key in result:
+                source.places[here] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
+                source.complain(here, "given twice")
+            source.places[here] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
+            result[key] = _convert(value_node, here, source, loader)
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        return [_convert(item, (*path, str(i)), source, loader) for i, item in enumerate(node.value)]
+    try:
+        return loader.construct_object(node)
+    except yaml.YAMLError as error:
+        source.complain(path, f"not a plain value: {error}")
+        return None

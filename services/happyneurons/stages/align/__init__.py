@@ -1,0 +1,1 @@
+"""Elastic alignment of a section stack: sections → pairs → solve → render."""

@@ -1,0 +1,379 @@
+"""Where does the tissue of one section lie in another? Coarse search, then a dense coarse-to-fine one.
+
+Coarse: cross-correlation by FFT over a range of rotations. Fine: at each pyramid level the moving
+section is warped by what is known so far, and normalized cross-correlation under a Gaussian window
+is taken for every small shift and all places at once (a product, an area average and a blur a
+shift), so that the cost does not depend on the window. Unlike a fit of the mean displacement, the
+peak of the correlation does not average the two sides of a fold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+COARSE_SIZE_PX = 160
+# The side of a coarse image may be rounded up to this: FFTs of other lengths are slow.
+_CELL_PX = 4
+# Correlation below which a place counts as not found.
+_MINIMUM_CORRELATION = 0.25
+# A place needs this part of its surroundings to be valid tissue in both sections.
+_MINIMUM_VALID = 0.35
+
+
+@dataclass(frozen=True)
+class MatchSettings:
+    """All lengths in px of the images that are matched."""
+
+    window_px: float = 14.0
+    """Standard deviation of the Gaussian window at the finest level."""
+    spacing_px: int = 16
+    """Distance of the places that are reported."""
+    detail_px: float = 1.5
+    """Structures between about this size and three times it are compared."""
+    maximum_shift_px: float = 40.0
+    maximum_rotation_deg: float = 5.0
+
+
+@dataclass(frozen=True)
+class PairMatch:
+    """Corresponding points of sections a and b, (n, 2) of (x, y) px, and how sure they are."""
+
+    a_xy: Doubles
+    b_xy: Doubles
+    correlation: Doubles
+    matrix: Doubles
+    """(2, 3) affine map a → b that the search arrived at."""
+    coarse_score: float
+    found: float
+    """Part of the valid places that were found: the pair's confidence."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One pyramid level: band-passed image (zero outside tissue) and mask, float32 (h, w)."""
+
+    image: Floats
+    mask: Floats
+    factor: int
+
+
+def band_pass(image: np.ndarray, mask: Floats, sigma_px: float) -> Floats:
+    """Difference of Gaussians that ignores what the mask (0..1) leaves out; unit standard deviation."""
+    weighted = image.astype(np.float32) * mask
+    fine, coarse = (
+        cv2.GaussianBlur(weighted, (0, 0), s) / (cv2.GaussianBlur(mask, (0, 0), s) + 1e-3)
+        for s in (sigma_px, 3 * sigma_px)
+    )
+    difference = (fine - coarse) * mask
+    power = float(np.sum(difference * difference, dtype=np.float64) / max(1.0, float(mask.sum(dtype=np.float64))))
+    return np.asarray(difference / np.float32(max(np.sqrt(power), 1e-6)), dtype=np.float32)
+
+
+def pyramid(image: np.ndarray, mask: np.ndarray, detail_px: float) -> list[Level]:
+    """Levels from the finest (the image itself) to one of at most COARSE_SIZE_PX.
+
+    image: (h, w) uint8; mask: (h, w), 0..1, 1 = valid tissue.
+    """
+    grey = image.astype(np.float32)
+    valid = mask.astype(np.float32)
+    levels = [Level(band_pass(grey, valid, detail_px), valid, 1)]
+    while max(grey.shape) > COARSE_SIZE_PX:
+        height, width = (-(-n // 2) for n in grey.shape)
+        # Repeating the last row and column of an odd image keeps pixel i of a level at 2i + 0.5 of the one below.
+        grey = cv2.copyMakeBorder(
+            grey * valid, 0, 2 * height - grey.shape[0], 0, 2 * width - grey.shape[1], cv2.BORDER_REPLICATE
+        )
+        valid = cv2.copyMakeBorder(
+            valid, 0, 2 * height - valid.shape[0], 0, 2 * width - valid.shape[1], cv2.BORDER_REPLICATE
+        )
+        grey = cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA)
+        valid = cv2.resize(valid, (width, height), interpolation=cv2.INTER_AREA)
+        grey = grey / np.maximum(valid, 1e-3)
+        levels.append(Level(band_pass(grey, valid, detail_px), valid, 2 * levels[-1].factor))
+    return levels
+
+
+def match_pair(a: list[Level], b: list[Level], settings: MatchSettings) -> PairMatch:
+    """Correspondences between two sections given as pyramids (see `pyramid`).
+
+    Never fails: two images that have nothing in common come back with `found` near 0.
+    """
+    matrix, score = coarse_affine(a[-1], b[-1], settings)
+    shifts = np.zeros((2, 2, 2), np.float32)
+    field = _Field(matrix, shifts, 1.0)
+    top = len(a) - 1
+    for index in range(top, -1, -1):
+        last = index == 0
+        # The coarsest level must still find elastic deformation and what the coarse search left.
+        radius = 5 if index == top else 2
+        field, places = _refine(a[index], b[index], field, radius, settings, smooth=True)
+        if index == top:
+            field = _refit(field, places)
+        if last:
+            _, places = _refine(a[0], b[0], field, 2, settings, smooth=False)
+    step = max(1, round(settings.spacing_px / _cell(a[0])))
+    chosen = np.zeros(places.ok.shape, dtype=bool)
+    chosen[step // 2 :: step, step // 2 :: step] = True
+    use = places.ok & chosen
+    found = float(np.count_nonzero(places.ok)) / max(1, int(np.count_nonzero(places.valid)))
+    return PairMatch(
+        places.a_xy[use], places.b_xy[use], places.correlation[use].astype(np.float64), field.matrix, score, found
+    )
+
+
+# --- coarse ------------------------------------------------------------------------------------
+
+
+def coarse_affine(a: Level, b: Level, settings: MatchSettings) -> tuple[Doubles, float]:
+    """(2, 3) rigid map a → b in px of the finest level, and the mean product of overlapping pixels.
+
+    Cross-correlation for each of a range of rotations, so fine that no pixel is over one px off;
+    then two more rounds between the best ones.
+    """
+    height, width = a.image.shape
+    reach = int(np.ceil(settings.maximum_shift_px / a.factor)) + 1
+    size = tuple(
+        cv2.getOptimalDFTSize(max(m, n) + reach) for m, n in zip(a.image.shape, b.image.shape, strict=True)
+    )
+    fa, fm = (_spectrum(x, size) for x in (a.image, a.mask))
+    middle = np.array([(b.image.shape[1] - 1) / 2, (b.image.shape[0] - 1) / 2])
+
+    def attempt(angle_deg: float) -> tuple[float, Doubles]:
+        c, s = np.cos(np.deg2rad(angle_deg)), np.sin(np.deg2rad(angle_deg))
+        turn = np.array([[c, -s], [s, c]])
+        rotation = np.column_stack([turn, middle - turn @ middle])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        image, mask = (cv2.warpAffine(x, rotation, (width, height), flags=flags) for x in (b.image, b.mask))
+        product = _correlate(fa, _spectrum(image, size), size, reach)
+        overlap = _correlate(fm, _spectrum(mask, size), size, reach)
+        # Dividing by the overlap favours small ones, where chance rules: those below a quarter get less.
+        mean = product / np.maximum(overlap, 0.25 * float(a.mask.sum(dtype=np.float64)) + 1)
+        y, x = np.unravel_index(int(np.argmax(mean)), mean.shape)
+        shift = np.array([float(x) - reach, float(y) - reach])
+        return float(mean[y, x]), np.column_stack([turn, turn @ shift + rotation[:, 2]])
+
+    lever = 0.5 * max(height, width)
+    step = float(np.rad2deg(2.0 / lever))
+    count = int(np.ceil(settings.maximum_rotation_deg / step))
+    tried = {k * step: attempt(k * step) for k in range(-count, count + 1)}
+    for _ in range(2):
+        best = max(tried, key=lambda angle: tried[angle][0])
+        step /= 2
+        tried |= {angle: attempt(angle) for angle in (best - step, best + step)}
+    best = max(tried, key=lambda angle: tried[angle][0])
+    score, matrix = tried[best]
+    f = a.factor
+    centre = (f - 1) / 2
+    shift = f * matrix[:, 2] + centre - matrix[:, :2] @ [centre, centre]
+    return np.column_stack([matrix[:, :2], shift]), score
+
+
+def _spectrum(image: Floats, size: tuple[int, ...]) -> Floats:
+    padded = np.zeros(size, np.float32)
+    padded[: image.shape[0], : image.shape[1]] = image
+    return np.asarray(cv2.dft(padded))
+
+
+def _correlate(a: Floats, b: Floats, size: tuple[int, ...], reach: int) -> Floats:
+    """sum over p of a(p) b(p + s) for |s| ≤ reach; element [reach, reach] is s = 0."""
+    full = cv2.idft(cv2.mulSpectrums(b, a, 0, conjB=True), flags=cv2.DFT_SCALE | cv2.DFT_REAL_OUTPUT)
+    index = np.arange(-reach, reach + 1)
+    return np.asarray(full[np.ix_(index % size[0], index % size[1])])
+
+
+# --- fine --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Field:
+    """a → b in px of the finest level: an affine map plus displacements (ny, nx, 2) on a grid.
+
+    Grid place [j, i] is the point ((i + 0.5) · pitch − 0.5, (j + 0.5) · pitch − 0.5).
+    """
+
+    matrix: Doubles
+    shifts: Floats
+    pitch_px: float
+
+    def shifts_at(self, x: Doubles, y: Doubles) -> Floats:
+        """Displacements (len(y), len(x), 2); constant beyond the grid."""
+        gx, gy = np.meshgrid((x + 0.5) / self.pitch_px - 0.5, (y + 0.5) / self.pitch_px - 0.5)
+        return np.asarray(
+            cv2.remap(
+                self.shifts, gx.astype(np.float32), gy.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+            )
+        )
+
+    def targets(self, x: Doubles, y: Doubles) -> Doubles:
+        """(len(y), len(x), 2) points of b for the points (x, y) of a."""
+        return _affine_grid(self.matrix, x, y) + self.shifts_at(x, y)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """What one level found at the cells of its grid; arrays (ny, nx[, 2]), px of the finest level."""
+
+    a_xy: Doubles
+    b_xy: Doubles
+    correlation: Floats
+    ok: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
+
+
+def _affine_grid(matrix: Doubles, x: Doubles, y: Doubles) -> Doubles:
+    points = np.stack(np.meshgrid(x, y), axis=-1)
+    return points @ matrix[:, :2].T + matrix[:, 2]
+
+
+def _cell(level: Level) -> int:
+    return _CELL_PX if max(level.image.shape) <= 512 else 2 * _CELL_PX
+
+
+def _refine(
+    a: Level, b: Level, field: _Field, radius: int, settings: MatchSettings, smooth: bool
+) -> tuple[_Field, _Places]:
+    """Search ± radius px of this level around the field. `smooth` also makes a new field of it."""
+    f, cell = a.factor, _cell(a)
+    height, width = a.image.shape
+    centre = (f - 1) / 2
+    x, y = np.arange(width) * f + centre, np.arange(height) * f + centre
+    target = ((field.targets(x, y) - centre) / f).astype(np.float32)
+    image, mask = (cv2.remap(m, target[..., 0], target[..., 1], cv2.INTER_LINEAR) for m in (b.image, b.mask))
+    # Coarse levels hold fewer pixels: their window shrinks less than their pixels grow.
+    window = settings.window_px / min(f, 2)
+    shift, correlation, valid = _correlation_peaks(a.image, a.mask, image, mask, radius, cell, window)
+    gx = (np.arange(shift.shape[1]) + 0.5) * (cell * f) - 0.5
+    gy = (np.arange(shift.shape[0]) + 0.5) * (cell * f) - 0.5
+    found = np.isfinite(shift[..., 0]) & (correlation > _MINIMUM_CORRELATION) & valid
+    ok = _agreeing(np.nan_to_num(shift), found)
+    turned = np.nan_to_num(shift).astype(np.float64) @ field.matrix[:, :2].T * f
+    before = field.shifts_at(gx, gy)
+    start = _affine_grid(field.matrix, gx, gy) + before
+    places = _Places(np.stack(np.meshgrid(gx, gy), axis=-1), start + turned, correlation, ok, valid)
+    if smooth:
+        weight = np.where(ok, correlation**2, 0).astype(np.float32)
+        blur_cells = max(1.0, 0.5 * window / cell)
+        smoothed = _smooth((before + turned).astype(np.float32), weight, blur_cells)
+        field = _Field(field.matrix, smoothed, float(cell * f))
+    return field, places
+
+
+def _correlation_peaks(
+    a: Floats, a_mask: Floats, b: Floats, b_mask: Floats, radius: int, cell: int, window_px: float
+) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """Best shift (ny, nx, 2) of each cell with a(p) ≈ b(p + shift), its correlation, and where it may be asked.
+
+    Subpixel by a parabola through the peak. NaN where the peak lies on the search range's border.
+    """
+    ny, nx = max(1, a.shape[0] // cell), max(1, a.shape[1] // cell)
+    sigma = window_px / cell
+
+    def local_mean(x: Floats) -> Floats:
+        cells = cv2.resize(x[: ny * cell, : nx * cell], (nx, ny), interpolation=cv2.INTER_AREA)
+        return np.asarray(cv2.GaussianBlur(cells, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT))
+
+    # Dividing by the window's part inside the image keeps the border from counting as invalid twice.
+    inside = local_mean(np.ones_like(a))
+    valid = local_mean(a_mask * b_mask) / inside > _MINIMUM_VALID
+    size = 2 * radius + 1
+    power_a = local_mean(a * a * b_mask)
+    wide_b = cv2.copyMakeBorder(b, radius, radius, radius, radius, cv2.BORDER_CONSTANT)
+    table = np.empty((size, size, ny, nx), np.float32)
+    height, width = a.shape
+    for dy in range(size):
+        for dx in range(size):
+            moved = wide_b[dy : dy + height, dx : dx + width]
+            power_b = local_mean(moved * moved * a_mask)
+            table[dy, dx] = local_mean(a * moved) / np.sqrt(power_a * power_b + 1e-6)
+    flat = table.reshape(size * size, ny, nx)
+    best = flat.argmax(axis=0)
+    by, bx = np.divmod(best, size)
+    border = (by == 0) | (by == size - 1) | (bx == 0) | (bx == size - 1)
+    cy, cx = np.clip(by, 1, size - 2), np.clip(bx, 1, size - 2)
+    j, i = np.indices((ny, nx))
+    middle = table[cy, cx, j, i]
+    sub_x = _parabola(table[cy, cx - 1, j, i], middle, table[cy, cx + 1, j, i])
+    sub_y = _parabola(table[cy - 1, cx, j, i], middle, table[cy + 1, cx, j, i])
+    shift = np.stack([cx - radius + sub_x, cy - radius + sub_y], axis=-1).astype(np.float32)
+    shift[border] = np.nan
+    return shift, np.take_along_axis(flat, best[None], axis=0)[0], valid
+
+
+def _parabola(before: Floats, middle: Floats, after: Floats) -> Floats:
+    """Position of the top of the parabola through three values, within ± 0.5."""
+    curve = before - 2 * middle + after
+    top = np.where(curve < -1e-9, 0.5 * (before - after) / np.where(curve < -1e-9, curve, 1), 0)
+    return np.asarray(np.clip(top, -0.5, 0.5), dtype=np.float32)
+
+
+def _agreeing(shift: Floats, found: NDArray[np.bool_], tolerance_px: float = 1.5) -> NDArray[np.bool_]:
+    """Places that at least a third of their found neighbours (5 x 5) agree with.
+
+    A vote, not a distance from the median: both sides of a fold have neighbours that agree.
+    """
+    pad = 2
+    wide = np.pad(shift, ((pad, pad), (pad, pad), (0, 0)))
+    there = np.pad(found, pad)
+    height, width = found.shape
+    votes, voters = np.zeros(found.shape, np.int32), np.zeros(found.shape, np.int32)
+    for dy in range(2 * pad + 1):
+        for dx in range(2 * pad + 1):
+            if dy == dx == pad:
+                continue
+            other = there[dy : dy + height, dx : dx + width]
+            near = np.abs(wide[dy : dy + height, dx : dx + width] - shift).max(axis=-1) < tolerance_px
+            voters += other
+            votes += other & near
+    return np.asarray(found & (votes >= 3) & (3 * votes >= voters))
+
+
+def _smooth(values: Floats, weight: Floats, sigma_cells: float) -> Floats:
+    """Weighted Gaussian mean of (ny, nx, 2) values; where nothing is near, of a wider and wider one."""
+    total = np.zeros_like(values)
+    norm = np.zeros_like(weight)
+    scale = 1.0
+    for k in range(4):
+        sigma = sigma_cells * 3.0**k
+        w = cv2.GaussianBlur(weight, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+        v = np.stack(
+            [
+                cv2.GaussianBlur(values[..., c] * weight, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+                for c in (0, 1)
+            ],
+            axis=-1,
+        )
+        total += scale * v
+        norm += scale * w
+        scale *= 1e-2
+    return np.asarray(total / (norm[..., None] + 1e-12), dtype=np.float32)
+
+
+def _refit(field: _Field, places: _Places) -> _Field:
+    """The same field about a better affine map, fitted robustly to what was found."""
+    if np.count_nonzero(places.ok) < 12:
+        return field
+    a, b = places.a_xy[places.ok], places.b_xy[places.ok]
+    centre = a.mean(axis=0)
+    design = np.column_stack([a - centre, np.ones(len(a))])
+    weight = places.correlation[places.ok].astype(np.float64)
+    solution = np.zeros((3, 2))
+    robust = weight
+    for _ in range(4):
+        w = np.sqrt(robust)[:, None]
+        solution = np.linalg.lstsq(design * w, b * w, rcond=None)[0]
+        miss = np.linalg.norm(design @ solution - b, axis=1)
+        scale = max(0.5, 2.0 * float(np.median(miss)))
+        robust = weight / (1 + (miss / scale) ** 2)
+    linear = solution[:2].T
+    matrix = np.column_stack([linear, solution[2] - linear @ centre])
+    ny, nx = field.shifts.shape[:2]
+    gx, gy = ((np.arange(n) + 0.5) * field.pitch_px - 0.5 for n in (nx, ny))
+    moved = _affine_grid(field.matrix, gx, gy) - _affine_grid(matrix, gx, gy)
+    return _Field(matrix, (field.shifts + moved).astype(np.float32), field.pitch_px)

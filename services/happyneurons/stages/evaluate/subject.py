@@ -1,0 +1,155 @@
+"""What a job evaluates: the opened volumes, transforms and truth, once per process."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from happyneurons.errors import UserError
+from happyneurons.jobs.stage import Context
+from happyneurons.stages.evaluate.labels import Region, TissueLabels, Triple, TruthLabels, canonical_box
+from happyneurons.stages.evaluate.tissue import Tissue
+from happyneurons.store.artifacts import Artifact, load_artifact
+from happyneurons.store.volumes import Volume, open_volume
+
+if TYPE_CHECKING:
+    from happyneurons.acquisition.metadata import AcquisitionDocument
+    from happyneurons.acquisition.truth import AcquisitionTruth
+    from happyneurons.imaging.transforms import AlignTransforms, MontageTransforms
+    from happyneurons.stages.evaluate.stage import EvaluateParams
+
+
+class Subject:
+    def __init__(self, context: Context[Any]) -> None:
+        self.params: EvaluateParams = context.params
+        self.log = context.log
+        self._segmentation = context.optional_input("segmentation")
+        self._truth = context.optional_input("truth")
+        self._aligned = context.optional_input("aligned")
+        self._montage = context.optional_input("montage")
+
+    @staticmethod
+    def of(context: Context[Any]) -> Subject:
+        subject: Subject = context.once("subject", lambda: Subject(context))
+        return subject
+
+    # --- what there is to do -----------------------------------------------------------------
+
+    @property
+    def scores_montage(self) -> bool:
+        return self.params.acquisition is not None and self.montage_artifact is not None
+
+    @property
+    def scores_alignment(self) -> bool:
+        return self.scores_montage and self._aligned is not None
+
+    @property
+    def scores_labels(self) -> bool:
+        return self._segmentation is not None and (self._truth is not None or self.labels_uri is not None)
+
+    @property
+    def through_tissue(self) -> bool:
+        """Whether the truth lies in the acquired volume's coordinates rather than in the segmentation's."""
+        return self.params.acquisition is not None and self._aligned is not None
+
+    # --- acquisition -------------------------------------------------------------------------
+
+    @cached_property
+    def acquisition(self) -> AcquisitionTruth:
+        from happyneurons.acquisition.truth import AcquisitionTruth
+
+        assert self.params.acquisition is not None
+        return AcquisitionTruth(self.params.acquisition)
+
+    @cached_property
+    def document(self) -> AcquisitionDocument:
+        from happyneurons.acquisition.metadata import ACQUISITION_FILE, AcquisitionDocument, read_document
+
+        return read_document(self.acquisition.folder / ACQUISITION_FILE, AcquisitionDocument)
+
+    @property
+    def tile_size_xy(self) -> tuple[int, int]:
+        return (self.document.tile_width_px, self.document.tile_height_px)
+
+    @cached_property
+    def labels_uri(self) -> str | None:
+        return None if self.params.acquisition is None else self.acquisition.labels_uri
+
+    @cached_property
+    def montage_artifact(self) -> Artifact | None:
+        """The montage given, or else what the alignment says it was made from."""
+        if self._montage is not None or self._aligned is None:
+            return self._montage
+        source = self._aligned.properties.get("source")
+        return None if source is None else load_artifact(source)
+
+    @cached_property
+    def montage(self) -> MontageTransforms:
+        from happyneurons.imaging.transforms import MontageTransforms
+
+        if self.montage_artifact is None:
+            raise UserError("evaluate: give the montage that the aligned sections were made from as input montage")
+        return MontageTransforms(self.montage_artifact)
+
+    @cached_property
+    def alignment(self) -> AlignTransforms:
+        from happyneurons.imaging.transforms import AlignTransforms
+
+        assert self._aligned is not None
+        return AlignTransforms(self._aligned)
+
+    @cached_property
+    def tissue(self) -> Tissue:
+        return Tissue(self.acquisition, self.montage, self.alignment, self.tile_size_xy)
+
+    # --- labels ------------------------------------------------------------------------------
+
+    @cached_property
+    def segmentation(self) -> Volume:
+        assert self._segmentation is not None
+        return open_volume(self._segmentation.data_uri)
+
+    @cached_property
+    def truth_volume(self) -> Volume:
+        if self._truth is not None:
+            return open_volume(self._truth.data_uri)
+        assert self.labels_uri is not None
+        return open_volume(load_artifact(self.labels_uri).data_uri)
+
+    @cached_property
+    def box(self) -> tuple[Triple, Triple]:
+        """(start_zyx, stop_zyx) of what is scored. Raises UserError if nothing is."""
+        low, high = np.array(self.segmentation.start_zyx), np.array(self.segmentation.stop_zyx)
+        if self.params.bounds is not None:
+            low = np.maximum(low, self.params.bounds.minimum_xyz[::-1])
+            high = np.minimum(high, self.params.bounds.maximum_xyz[::-1])
+        low, high = low + self.params.inner_margin_xyz[::-1], high - np.array(self.params.inner_margin_xyz[::-1])
+        if not self.through_tissue:
+            low, high = np.maximum(low, self.truth_volume.start_zyx), np.minimum(high, self.truth_volume.stop_zyx)
+        if (low >= high).any():
+            raise UserError(
+                "evaluate: bounds, inner_margin_xyz, the segmentation and the truth have no voxel in common "
+                f"(segmentation {self.segmentation.start_zyx}..{self.segmentation.stop_zyx}, truth "
+                f"{self.truth_volume.start_zyx}..{self.truth_volume.stop_zyx}, zyx)"
+            )
+        return (int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2]))
+
+    @cached_property
+    def in_one_piece(self) -> bool:
+        return int(np.prod(np.subtract(*self.box[::-1]))) <= self.params.relabel_max_voxels
+
+    @property
+    def relabels(self) -> bool:
+        return self.params.relabel_truth and self.in_one_piece
+
+    @cached_property
+    def truth(self) -> TruthLabels:
+        if not self.through_tissue:
+            return Region(self.truth_volume, *self.box, relabel=self.relabels)
+        box = canonical_box(self.tissue, *self.box) if self.relabels else None
+        if box is None:
+            box = (self.truth_volume.start_zyx, self.truth_volume.stop_zyx)
+            return TissueLabels(self.tissue, Region(self.truth_volume, *box, relabel=False))
+        return TissueLabels(self.tissue, Region(self.truth_volume, *box, relabel=True))

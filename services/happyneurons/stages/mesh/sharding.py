@@ -1,0 +1,55 @@
+"""Many objects in one file: shards of neighbouring labels (neuroglancer_uint64_sharded_v1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from happyneurons.store.documents import Store
+
+MAX_MINISHARD_BITS = 12  # a shard's index is 16 · 2^bits bytes
+
+
+def sharding_of(labels: np.ndarray, per_shard: int) -> dict[str, Any]:
+    """Specification with about `per_shard` of the labels in a shard.
+
+    The identity hash keeps neighbouring labels together, so that a task reads and writes runs.
+    """
+    minishard_bits = min((per_shard - 1).bit_length(), MAX_MINISHARD_BITS)
+    span = int(labels.max()).bit_length() if len(labels) else 0
+    wanted = int(np.ceil(max(len(labels), 1) / per_shard)) - 1
+    shard_bits = max(min(span - minishard_bits, wanted.bit_length() + 2), 0)
+    return {
+        "@type": "neuroglancer_uint64_sharded_v1",
+        "hash": "identity",
+        "preshift_bits": 0,
+        "minishard_bits": minishard_bits,
+        "shard_bits": shard_bits,
+        "minishard_index_encoding": "gzip",
+        "data_encoding": "raw",
+    }
+
+
+def shard_numbers(labels: np.ndarray, sharding: Mapping[str, Any]) -> np.ndarray:
+    mask = np.uint64((1 << sharding["shard_bits"]) - 1)
+    return np.asarray((labels >> np.uint64(sharding["minishard_bits"])) & mask)
+
+
+def write_shard(store: Store, sharding: Mapping[str, Any], encoded: Mapping[int, tuple[bytes, bytes]]) -> int:
+    """Write objects (manifest, fragments) of one shard; returns bytes.
+
+    In a shard an object is its fragments followed by the manifest, which is what the index points to.
+    """
+    from cloudvolume.datasource.precomputed.sharding import ShardingSpecification
+
+    if not encoded:
+        return 0
+    files = ShardingSpecification.from_dict(dict(sharding)).synthesize_shards(
+        {label: data + manifest for label, (manifest, data) in encoded.items()},
+        data_offset={label: len(manifest) for label, (manifest, _) in encoded.items()},
+    )
+    for name, content in files.items():
+        store.put(name, bytes(content))
+    return sum(len(content) for content in files.values())

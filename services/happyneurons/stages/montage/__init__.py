@@ -1,0 +1,1 @@
+"""Montage: the tiles of a section become one picture."""

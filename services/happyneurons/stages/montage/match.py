@@ -1,0 +1,205 @@
+"""Matches between overlapping tiles: coarse shift, affine map from few large steps, then many small blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from happyneurons.imaging.matching import (
+    Matches,
+    affine_inliers,
+    apply_affine,
+    block_centres,
+    coarse_shift,
+    dog,
+    match_blocks,
+    shrink,
+)
+from happyneurons.stages.montage.params import MatchSet
+from happyneurons.stages.montage.tiles import Tile, TileReader
+
+Floats = NDArray[np.float64]
+
+# The coarse shift is found on strips whose longer side has about this many px …
+_COARSE_PX = 400
+# … but at most this much smaller than the tile, so that membranes are still there.
+_MAX_SHRINK = 8
+
+
+@dataclass(frozen=True)
+class PairMatches:
+    """Corresponding px of tiles a and b (indices), and the grey statistics of their overlap.
+
+    matches: xy_a in tile a, xy_b in tile b. mean_*, contrast_*: grey level and standard deviation of
+    the filtered picture over the same tissue in each tile. blocks: how many were tried.
+    """
+
+    a: int
+    b: int
+    matches: Matches
+    mean_a: float
+    mean_b: float
+    contrast_a: float
+    contrast_b: float
+    blocks: int
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Part of a tile: x0 <= x < x1, y0 <= y < y1, in px of the tile."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.x1 - self.x0, self.y1 - self.y0
+
+    @property
+    def origin(self) -> Floats:
+        return np.array([self.x0, self.y0], dtype=np.float64)
+
+    def of(self, picture: np.ndarray) -> np.ndarray:
+        return picture[self.y0 : self.y1, self.x0 : self.x1]
+
+    def grown(self, by: int, tile: Tile) -> Strip:
+        return Strip(
+            max(0, self.x0 - by), max(0, self.y0 - by), min(tile.width, self.x1 + by), min(tile.height, self.y1 + by)
+        )
+
+
+def overlap(tile: Tile, other: Tile, shift_xy: Floats, slack_px: float = 0.0) -> Strip:
+    """Part of `tile` that shows what `other` shows; px of other = px of tile + shift, give or take the slack."""
+    x0, y0 = np.maximum(0, np.ceil(-shift_xy - slack_px)).astype(int)
+    x1 = min(tile.width, int(np.floor(other.width - shift_xy[0] + slack_px)))
+    y1 = min(tile.height, int(np.floor(other.height - shift_xy[1] + slack_px)))
+    return Strip(int(x0), int(y0), x1, y1)
+
+
+def match_pair(
+    tiles: Sequence[Tile], a: int, b: int, reader: TileReader, settings: MatchSet, shift_xy: Floats | None = None
+) -> PairMatches | None:
+    """Matches of tiles a and b, or None if they do not fit together (no texture, no overlap).
+
+    shift_xy: px of b - px of a where it is known to a few px; else it is looked for.
+    """
+    first, second = tiles[a], tiles[b]
+    picture_a, picture_b = reader.read(first), reader.read(second)
+    if shift_xy is not None:
+        shift, uncertainty = shift_xy, 3.0
+    else:
+        found = _coarse(first, second, picture_a, picture_b, settings)
+        if found is None:
+            return None
+        shift, uncertainty = found
+    # The strips are filtered with some surroundings, so that their rims are as good as the rest.
+    rim = int(np.ceil(9 * settings.sigma_px))
+    inner_a, inner_b = overlap(first, second, shift), overlap(second, first, -shift)
+    if min(inner_a.size) < 8 or min(inner_b.size) < 8:
+        return None
+    strip_a, strip_b = inner_a.grown(rim, first), inner_b.grown(rim, second)
+    filtered_a = dog(strip_a.of(picture_a), settings.sigma_px)
+    filtered_b = dog(strip_b.of(picture_b), settings.sigma_px)
+
+    def blocks(matrix: Floats, search: int, step: float, limit: int) -> tuple[Matches, int]:
+        width, height = inner_a.size
+        half_x, half_y = _half(width, settings.block_px, search), _half(height, settings.block_px, search)
+        # A block needs room for its search on the side where the other tile ends.
+        reach_x, reach_y = half_x + min(search, 3), half_y + min(search, 3)
+        room_x, room_y = max(0, width - 1 - 2 * reach_x), max(0, height - 1 - 2 * reach_y)
+        while (room_x // step + 2) * (room_y // step + 2) > limit and step < max(room_x, room_y):
+            step *= 1.2
+        centres = block_centres(
+            inner_a.x0 + reach_x, inner_a.y0 + reach_y, inner_a.x1 - 1 - reach_x, inner_a.y1 - 1 - reach_y, step
+        )
+        guess = apply_affine(matrix, centres)
+        result = match_blocks(
+            filtered_a, filtered_b, centres - strip_a.origin, guess - strip_b.origin,
+            half_px=(half_x, half_y), search_px=search, min_score=settings.min_score,
+        )  # fmt: skip
+        return Matches(result.xy_a + strip_a.origin, result.xy_b + strip_b.origin, result.score), len(centres)
+
+    matrix = np.array([[1.0, 0.0, shift[0]], [0.0, 1.0, shift[1]]])
+    # Rotation and shear of 0.4 % of the length may have to be bridged before the small search fits.
+    first_search = int(np.ceil(uncertainty + 2 + 0.004 * max(inner_a.size)))
+    rough, _ = blocks(matrix, first_search, 2 * settings.block_px, 48)
+    if len(rough) >= 3:
+        inliers, fitted = affine_inliers(rough, first_px=first_search, ridge=_RIDGE_PX2)
+        if inliers.sum() >= 3:
+            matrix = fitted
+    matches, tried = blocks(matrix, settings.search_px, settings.step_px, settings.max_blocks)
+    inliers, _ = affine_inliers(matches, first_px=settings.search_px + 1.0, ridge=_RIDGE_PX2)
+    # Blocks of unlike tissue match too, but each somewhere else: not many follow one affine map.
+    if inliers.sum() < max(settings.min_matches, 0.5 * len(matches), 0.1 * tried):
+        return None
+    matches = matches.select(inliers)
+    grey_a, grey_b = _common(picture_a, picture_b, inner_a, matches)
+    return PairMatches(
+        a, b, matches, float(grey_a.mean()), float(grey_b.mean()),
+        *_contrasts(filtered_a, filtered_b, strip_a, strip_b, inner_a, matches), tried,
+    )  # fmt: skip
+
+
+# Affine maps of a strip much narrower than this (px, squared) get no say across it.
+_RIDGE_PX2 = 100.0
+
+
+def _half(length: int, block_px: int, search: int) -> int:
+    """Half size of a block along a side of an overlap of that length."""
+    return max(2, min(block_px // 2, (length - 2 - 2 * min(search, 3)) // 2))
+
+
+def _coarse(
+    first: Tile, second: Tile, picture_a: np.ndarray, picture_b: np.ndarray, settings: MatchSet
+) -> tuple[Floats, float] | None:
+    """(px of second - px of first, uncertainty px) or None."""
+    expected = np.array([first.x_px - second.x_px, first.y_px - second.y_px])
+    error = settings.stage_error_px
+    slack = float(max(first.width, first.height, second.width, second.height)) if error is None else error
+    strip_a, strip_b = overlap(first, second, expected, slack), overlap(second, first, -expected, slack)
+    if min(*strip_a.size, *strip_b.size) < 8:
+        return None
+    shortest, longest = min(*strip_a.size, *strip_b.size), max(*strip_a.size, *strip_b.size)
+    factor = int(np.clip(min(longest / _COARSE_PX, shortest / 24), 1, _MAX_SHRINK))
+    small_a, small_b = shrink(strip_a.of(picture_a), factor), shrink(strip_b.of(picture_b), factor)
+    sigma = max(1.5, settings.sigma_px / factor)
+    # Half a shrunken overlap of 8 x 24 px is the least that can be told from chance.
+    found = coarse_shift(
+        dog(small_a, sigma), dog(small_b, sigma),
+        expected_xy=(expected + strip_a.origin - strip_b.origin) / factor,
+        max_error_px=None if error is None else error / factor,
+        min_overlap_px=min(192.0, small_a.size / 4, small_b.size / 4),
+    )  # fmt: skip
+    if found is None or found.significance < settings.min_significance:
+        return None
+    return np.array(found.shift_xy) * factor + strip_b.origin - strip_a.origin, float(factor)
+
+
+def _common(
+    picture_a: np.ndarray, picture_b: np.ndarray, inner: Strip, matches: Matches
+) -> tuple[np.ndarray, np.ndarray]:
+    """Grey values of both tiles over the tissue they share, px by px but for the sub-pixel part."""
+    shift = np.rint(np.median(matches.xy_b - matches.xy_a, axis=0)).astype(int)
+    x0, y0 = max(inner.x0, -shift[0]), max(inner.y0, -shift[1])
+    x1 = min(inner.x1, picture_b.shape[1] - shift[0])
+    y1 = min(inner.y1, picture_b.shape[0] - shift[1])
+    return picture_a[y0:y1, x0:x1], picture_b[y0 + shift[1] : y1 + shift[1], x0 + shift[0] : x1 + shift[0]]
+
+
+def _contrasts(
+    filtered_a: np.ndarray, filtered_b: np.ndarray, strip_a: Strip, strip_b: Strip, inner: Strip, matches: Matches
+) -> tuple[float, float]:
+    """Standard deviation of the filtered pictures over the tissue they share.
+
+    Of the filtered ones, because their noise is low and shading towards the tile's rim is gone.
+    """
+    moved = Matches(matches.xy_a - strip_a.origin, matches.xy_b - strip_b.origin, matches.score)
+    x, y = inner.origin - strip_a.origin
+    inside = Strip(int(x), int(y), int(x) + inner.size[0], int(y) + inner.size[1])
+    a, b = _common(filtered_a, filtered_b, inside, moved)
+    return float(a.std()), float(b.std())

@@ -1,0 +1,211 @@
+"""One section from tiles to picture: match, place, judge, try again with other parameters, draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from happyneurons.errors import TaskError
+from happyneurons.imaging.transforms import tile_prefix
+from happyneurons.stages.montage.exposure import exposures
+from happyneurons.stages.montage.match import PairMatches, match_pair
+from happyneurons.stages.montage.params import MatchSet, MontageParams
+from happyneurons.stages.montage.render import Box, Layer, blocks, render
+from happyneurons.stages.montage.solve import Placement, place
+from happyneurons.stages.montage.tiles import Section, Tile, TileReader, neighbours
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong with a placement (empty: nothing) and the figures it was judged by."""
+
+    reasons: tuple[str, ...]
+    seam_median_px: float | None
+    seam_p95_px: float | None
+    groups: int
+    pairs_expected: int
+    pairs_joined: int
+    matches: int
+    confidence: float
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Smaller is better: fewer groups, then smaller residuals."""
+        return self.groups, self.seam_p95_px if self.seam_p95_px is not None else 1e9
+
+
+@dataclass(frozen=True)
+class Montage:
+    """A section that was placed: layers in px of the canvas and its document's figures."""
+
+    layers: list[Layer]
+    figures: dict[str, Any]
+
+
+def montage_section(
+    section: Section, params: MontageParams, reader: TileReader, origin_xy: tuple[float, float]
+) -> Montage:
+    """Place the tiles of a section. origin_xy: nominal px that become (0, 0) of the canvas.
+
+    Tiles that turn out damaged are left out and named. Raises TaskError if none is left.
+    """
+    tiles, damaged = _readable(section.tiles, reader)
+    if not tiles:
+        raise TaskError(f"section {section.z}: none of its tiles can be read: {'; '.join(damaged)}")
+    blank = section.status == "blank"
+    placement, verdict, used = (_unmatched(tiles, params), None, None) if blank else _best(tiles, params, reader)
+    gains, offsets = exposures(len(tiles), placement.pairs if params.exposure else [])
+    shift = -np.array(origin_xy)
+    layers = [
+        Layer(t, placement.warps[i].translated(shift), float(gains[i]), float(offsets[i])) for i, t in enumerate(tiles)
+    ]
+    reasons = [*section.problems, *damaged, *(verdict.reasons if verdict else ())]
+    if section.status == "flagged" and not reasons:
+        reasons = ["flagged by the tile set"]
+    status = "blank" if blank else "flagged" if reasons else "ok"
+    figures: dict[str, Any] = {
+        "z": section.z,
+        "status": status,
+        "reason": "; ".join(reasons),
+        "parameter_set": used.name if used else "",
+        "tiles": len(tiles),
+        "exposure": {t.name: [float(gains[i]), float(offsets[i])] for i, t in enumerate(tiles)},
+        "placed": {t.name: placement.group[i] for i, t in enumerate(tiles)},
+    }
+    if verdict:
+        figures |= {
+            "seam_median_px": verdict.seam_median_px,
+            "seam_p95_px": verdict.seam_p95_px,
+            "groups": verdict.groups,
+            "pairs_expected": verdict.pairs_expected,
+            "pairs_joined": verdict.pairs_joined,
+            "matches": verdict.matches,
+            "confidence": verdict.confidence,
+        }
+    return Montage(layers, figures)
+
+
+def _readable(tiles: Sequence[Tile], reader: TileReader) -> tuple[list[Tile], list[str]]:
+    good, problems = [], []
+    for tile in tiles:
+        try:
+            reader.read(tile)
+        except TaskError as error:
+            problems.append(str(error))
+        else:
+            good.append(tile)
+    return good, problems
+
+
+def _unmatched(tiles: Sequence[Tile], params: MontageParams) -> Placement:
+    return _place(tiles, {}, params)
+
+
+def _best(tiles: list[Tile], params: MontageParams, reader: TileReader) -> tuple[Placement, Verdict, MatchSet]:
+    """The first parameter set that gives an ok, or the best of all."""
+    best: tuple[Placement, Verdict, MatchSet] | None = None
+    for settings in params.sets:
+        candidates = neighbours(tiles, settings.stage_error_px)
+        found = {pair: match_pair(tiles, *pair, reader, settings) for pair in candidates}
+        placement = _place(tiles, found, params)
+        # Where a seam failed but both tiles found their place through others, that place tells where to look.
+        again = {
+            (a, b): match_pair(tiles, a, b, reader, settings, _predicted(placement, tiles, a, b))
+            for a, b in candidates
+            if (a, b) not in {(p.a, p.b) for p in placement.pairs} and placement.group[a] == placement.group[b]
+        }
+        if any(again.values()):
+            placement = _place(tiles, found | again, params)
+        verdict = judge(tiles, placement, candidates, params)
+        if best is None or verdict.rank < best[1].rank:
+            best = placement, verdict, settings
+        if not verdict.reasons:
+            break
+    assert best is not None
+    return best
+
+
+def _place(
+    tiles: Sequence[Tile], found: Mapping[tuple[int, int], PairMatches | None], params: MontageParams
+) -> Placement:
+    return place(
+        tiles, [found[k] for k in sorted(found)], node_spacing_px=params.node_spacing_px,
+        membrane=params.membrane, bending=params.bending,
+    )  # fmt: skip
+
+
+def _predicted(placement: Placement, tiles: Sequence[Tile], a: int, b: int) -> np.ndarray:
+    """px of b - px of a in the middle of where the two should overlap."""
+    first, second = placement.warps[a], placement.warps[b]
+    ax0, ay0, ax1, ay1 = first.bounds(tiles[a].width, tiles[a].height)
+    bx0, by0, bx1, by1 = second.bounds(tiles[b].width, tiles[b].height)
+    middle = np.array([[max(ax0, bx0) + min(ax1, bx1), max(ay0, by0) + min(ay1, by1)]]) / 2
+    return np.asarray((second.inverse(middle) - first.inverse(middle))[0])
+
+
+def judge(
+    tiles: Sequence[Tile], placement: Placement, candidates: Sequence[tuple[int, int]], params: MontageParams
+) -> Verdict:
+    """Confidence is the median correlation of the matches times the part of expected seams that are joined.
+
+    Expected are the seams between neighbours in a row or column; corners are welcome but not needed.
+    """
+    beside = {(a, b) for a, b in candidates if abs(tiles[a].row - tiles[b].row) + abs(tiles[a].col - tiles[b].col) == 1}
+    joined = len({(p.a, p.b) for p in placement.pairs} & beside)
+    groups = max(placement.group) + 1
+    reasons = []
+    if groups > 1:
+        apart = [tiles[i].name for i, g in enumerate(placement.group) if g]
+        reasons.append(f"tiles {', '.join(apart)} could not be joined to the others: placed where the stage says")
+    median = p95 = None
+    scores = np.concatenate([p.matches.score for p in placement.pairs]) if placement.pairs else np.zeros(0)
+    if len(placement.residuals_px):
+        median = round(float(np.median(placement.residuals_px)), 3)
+        p95 = round(float(np.percentile(placement.residuals_px, 95)), 3)
+        if median > params.max_seam_median_px:
+            reasons.append(f"median seam residual {median:.2f} px is above {params.max_seam_median_px:g} px")
+        if p95 > params.max_seam_p95_px:
+            reasons.append(f"95th percentile of seam residuals {p95:.2f} px is above {params.max_seam_p95_px:g} px")
+    confidence = 1.0 if len(tiles) == 1 else 0.0
+    if beside and len(scores):
+        confidence = round(float(np.median(scores)) * joined / len(beside), 3)
+    return Verdict(tuple(reasons), median, p95, groups, len(beside), joined, len(scores), confidence)
+
+
+def cropped(montage: Montage, canvas: Box) -> Montage:
+    """The montage with a remark if tiles stick out of the canvas by a pixel or more."""
+    out = []
+    for layer in montage.layers:
+        x0, y0, x1, y1 = layer.warp.bounds(layer.tile.width, layer.tile.height)
+        if x0 <= canvas.x0 - 1 or y0 <= canvas.y0 - 1 or x1 >= canvas.x1 or y1 >= canvas.y1:
+            out.append(layer.tile.name)
+    if not out:
+        return montage
+    remark = f"tiles {', '.join(out)} stick out of the canvas: raise margin_px"
+    reason = "; ".join(r for r in (montage.figures["reason"], remark) if r)
+    status = "flagged" if montage.figures["status"] == "ok" else montage.figures["status"]
+    return replace(montage, figures=montage.figures | {"status": status, "reason": reason})
+
+
+def draw(
+    montage: Montage, canvas: Box, chunk_px: int, params: MontageParams, reader: TileReader,
+    write: Callable[[Box, np.ndarray], None],
+) -> None:  # fmt: skip
+    """Render the section and hand over block after block; blocks without a tile are left out."""
+    for box in blocks(canvas, chunk_px):
+        picture = render(montage.layers, box, reader, params.feather_px, params.interpolation)
+        if picture.any():
+            write(box, picture)
+
+
+def transform_arrays(layers: Sequence[Layer]) -> dict[str, np.ndarray]:
+    """What `transforms/{z:06d}.npz` holds: for each tile its warp and its (width, height)."""
+    arrays: dict[str, np.ndarray] = {}
+    for layer in layers:
+        prefix = tile_prefix(layer.tile.row, layer.tile.col)
+        arrays |= layer.warp.arrays(prefix)
+        arrays[f"{prefix}_size"] = np.array([layer.tile.width, layer.tile.height], dtype=np.int64)
+    return arrays

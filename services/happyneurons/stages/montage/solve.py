@@ -1,0 +1,209 @@
+"""Where each tile lies and how it bends: positions from all pairs, then one elastic solve for a section.
+
+Unknown are the displacements of the nodes of a grid on each tile. Matches ask that corresponding
+px meet; a membrane term (first differences of the displacement) keeps tiles rigid and a bending
+term (second differences) keeps them smooth. Both act on displacements from the unturned tile, so
+the section keeps scale 1 and does not turn. Weights are made robust by iterative reweighting
+(Cauchy). Method and settings: measured prototypes; cf. S. Saalfeld et al., Nature Methods 2012.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from scipy.sparse.linalg import splu
+
+from happyneurons.imaging.warp import GridWarp
+from happyneurons.stages.montage.match import PairMatches
+from happyneurons.stages.montage.tiles import Tile
+
+Floats = NDArray[np.float64]
+
+_MAX_NODES = 24
+# Pairs that disagree with all others by more than this are wrong matches (px).
+_LOOP_TOLERANCE_PX = 12.0
+# Nodes are kept to 1/1024 px: rounding differences between processors do not reach the bytes.
+_GRAIN = 1024.0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A solved section. warps: tile px → nominal px (stage coordinates), in the order of the tiles.
+
+    group: for each tile the number of the set of joined tiles it belongs to, 0 the largest.
+    residuals_px: distance at every match of the pairs used.
+    """
+
+    warps: list[GridWarp]
+    group: list[int]
+    pairs: list[PairMatches]
+    residuals_px: Floats
+
+
+def place(
+    tiles: Sequence[Tile],
+    pairs: Sequence[PairMatches | None],
+    *,
+    node_spacing_px: float,
+    membrane: float,
+    bending: float,
+) -> Placement:
+    """Place the tiles of a section. Tiles that nothing joins stay at their nominal position."""
+    nominal = np.array([[t.x_px, t.y_px] for t in tiles])
+    start, used = _positions(nominal, [p for p in pairs if p is not None])
+    group = _groups(len(tiles), used)
+    grids = [_grid(t, node_spacing_px) for t in tiles]
+    warps, residuals = _elastic(grids, start, used, membrane, bending)
+    middles = np.array([[(t.width - 1) / 2, (t.height - 1) / 2] for t in tiles])
+    placed = np.array([w.map(m[None])[0] - m for w, m in zip(warps, middles, strict=True)])
+    for g in range(max(group) + 1):
+        members = [i for i, which in enumerate(group) if which == g]
+        shift = (nominal[members] - placed[members]).mean(axis=0)
+        for i in members:
+            moved = warps[i].nodes + shift
+            warps[i] = warps[i].with_nodes(np.rint(moved * _GRAIN) / _GRAIN)
+    return Placement(warps, group, used, residuals)
+
+
+def _positions(nominal: Floats, pairs: Sequence[PairMatches]) -> tuple[Floats, list[PairMatches]]:
+    """Positions by translation only, (n, 2), and the pairs without those that contradict the others.
+
+    Of the pairs that contradict, the one with the largest residual goes first, until all agree. A
+    pair on which a tile hangs alone contradicts nobody.
+    """
+    kept = list(pairs)
+    while True:
+        n = len(nominal)
+        rows = np.zeros((len(kept) + n, n))
+        goals = np.zeros((len(kept) + n, 2))
+        for k, p in enumerate(kept):
+            offset = np.median(p.matches.xy_b - p.matches.xy_a, axis=0)
+            weight = float(np.sqrt(p.matches.score.sum()))
+            # A point at xy_a of tile a and xy_b of tile b: position b - position a = xy_a - xy_b.
+            rows[k, p.b], rows[k, p.a] = weight, -weight
+            goals[k] = -offset * weight
+        rows[len(kept) :] = 1e-4 * np.eye(n)
+        goals[len(kept) :] = 1e-4 * nominal
+        positions = np.asarray(np.linalg.lstsq(rows, goals, rcond=None)[0], dtype=np.float64)
+        if not kept:
+            return positions, kept
+        weights = np.abs(rows[: len(kept)]).max(axis=1)
+        residual = np.linalg.norm(rows[: len(kept)] @ positions - goals[: len(kept)], axis=1) / weights
+        worst = int(np.argmax(residual))
+        if residual[worst] <= _LOOP_TOLERANCE_PX:
+            return positions, kept
+        # Least squares smears one wrong pair over its loop: the weakest of the bad ones is the culprit.
+        bad = np.flatnonzero(residual > 0.5 * residual[worst])
+        culprit = min(bad, key=lambda k: (float(kept[k].matches.score.sum()), int(k)))
+        del kept[int(culprit)]
+
+
+def _groups(n: int, pairs: Sequence[PairMatches]) -> list[int]:
+    """Connected components of tiles, numbered by size (largest first), then by their first tile."""
+    parent = list(range(n))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for p in pairs:
+        a, b = sorted((root(p.a), root(p.b)))
+        parent[b] = a
+    roots = [root(i) for i in range(n)]
+    order = sorted(set(roots), key=lambda r: (-roots.count(r), r))
+    return [order.index(r) for r in roots]
+
+
+def _grid(tile: Tile, spacing_px: float) -> GridWarp:
+    """Identity with nodes over the tile; its last nodes may lie beyond the rim."""
+    longest = max(tile.width, tile.height) - 1
+    cells = int(np.clip(round(longest / spacing_px), 1, _MAX_NODES - 1))
+    return GridWarp.identity(tile.width - 1, tile.height - 1, longest / cells)
+
+
+def _elastic(
+    grids: Sequence[GridWarp], start: Floats, pairs: Sequence[PairMatches], membrane: float, bending: float
+) -> tuple[list[GridWarp], Floats]:
+    """Warps from tile px to nominal px, and the residual at every match."""
+    counts = [g.nodes.shape[0] * g.nodes.shape[1] for g in grids]
+    first = np.concatenate([[0], np.cumsum(counts)])
+    displacement = np.zeros((int(first[-1]), 2))
+    residuals = np.zeros(0)
+    if pairs:
+        rows, goals, scores = _observations(grids, start, pairs)
+        prior = sp.block_diag([_stiffness(g, membrane, bending) for g in grids], format="csr")
+        normal_prior = prior.T @ prior
+        robust = np.ones(len(scores))
+        for _ in range(4):
+            weighted = sp.csr_matrix(sp.diags(scores * robust) @ rows)
+            solver = splu((rows.T @ weighted + normal_prior).tocsc())
+            displacement = solver.solve(np.asarray(weighted.T @ goals))
+            residuals = np.linalg.norm(rows @ displacement - goals, axis=1)
+            robust = 1 / (1 + residuals**2)
+    warps = []
+    for i, g in enumerate(grids):
+        moved = displacement[first[i] : first[i + 1]].reshape(g.nodes.shape)
+        warps.append(g.with_nodes(g.nodes + moved + start[i]))
+    return warps, residuals
+
+
+def _observations(
+    grids: Sequence[GridWarp], start: Floats, pairs: Sequence[PairMatches]
+) -> tuple[sp.csr_matrix, Floats, Floats]:
+    """One row a match: displacement at xy_a minus displacement at xy_b = goal, with its weight."""
+    parts, goals, weights = [], [], []
+    for p in pairs:
+        n = len(p.matches)
+        block = [sp.csr_matrix((n, g.nodes.shape[0] * g.nodes.shape[1])) for g in grids]
+        block[p.a] = _interpolation(grids[p.a], p.matches.xy_a)
+        block[p.b] = -_interpolation(grids[p.b], p.matches.xy_b)
+        parts.append(sp.hstack(block))
+        goals.append((p.matches.xy_b + start[p.b]) - (p.matches.xy_a + start[p.a]))
+        weights.append(p.matches.score)
+    return sp.csr_matrix(sp.vstack(parts)), np.concatenate(goals), np.concatenate(weights)
+
+
+def _interpolation(grid: GridWarp, xy: Floats) -> sp.csr_matrix:
+    """(n, nodes) bilinear weights of the nodes at points of the tile."""
+    ny, nx = grid.nodes.shape[:2]
+    cell = (xy - grid.origin_xy) / grid.spacing_px
+    i = np.clip(np.floor(cell[:, 0]), 0, nx - 2).astype(int)
+    j = np.clip(np.floor(cell[:, 1]), 0, ny - 2).astype(int)
+    fx, fy = cell[:, 0] - i, cell[:, 1] - j
+    node = j * nx + i
+    columns = np.stack([node, node + 1, node + nx, node + nx + 1], axis=1)
+    values = np.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy], axis=1)
+    rows = np.repeat(np.arange(len(xy)), 4)
+    return sp.csr_matrix((values.ravel(), (rows, columns.ravel())), shape=(len(xy), nx * ny))
+
+
+def _stiffness(grid: GridWarp, membrane: float, bending: float) -> sp.csr_matrix:
+    """Rows whose squares are the elastic energy of a tile: membrane, bending, and a trace of an anchor."""
+    ny, nx = grid.nodes.shape[:2]
+    ix, iy = sp.identity(nx), sp.identity(ny)
+    dx, dy = _difference(nx, 1), _difference(ny, 1)
+    rows = [
+        np.sqrt(membrane) * sp.kron(iy, dx),
+        np.sqrt(membrane) * sp.kron(dy, ix),
+        np.sqrt(2 * bending) * sp.kron(dy, dx),
+        1e-3 * sp.identity(nx * ny),
+    ]
+    if nx > 2:
+        rows.append(np.sqrt(bending) * sp.kron(iy, _difference(nx, 2)))
+    if ny > 2:
+        rows.append(np.sqrt(bending) * sp.kron(_difference(ny, 2), ix))
+    return sp.csr_matrix(sp.vstack(rows))
+
+
+def _difference(n: int, order: int) -> sp.csr_matrix:
+    """(n - order, n) finite differences."""
+    matrix = sp.csr_matrix(sp.identity(n))
+    for _ in range(order):
+        matrix = sp.csr_matrix(matrix[1:] - matrix[:-1])
+    return matrix

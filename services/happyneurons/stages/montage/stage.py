@@ -1,0 +1,242 @@
+"""Montage: overlapping tiles → one picture for each section."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from happyneurons.errors import NotFoundError, TaskError, UserError
+from happyneurons.jobs.stage import (
+    Context,
+    InputSpec,
+    Output,
+    OutputSpec,
+    Round,
+    Stage,
+    StageResult,
+    Task,
+    TaskResult,
+)
+from happyneurons.stages.montage.params import MontageParams
+from happyneurons.store.artifacts import Bounds
+
+if TYPE_CHECKING:
+    from happyneurons.stages.montage.tiles import Section
+    from happyneurons.store.volumes import PrecomputedVolume
+
+CHUNK_PX = 1024
+# A canvas this many times larger than a section means that sections lie apart on the wafer.
+_SCATTERED = 16
+_NO_PICTURE = ("failed", "missing")
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What all sections are drawn on: x from 0 to width, y from 0 to height, z_start <= z < z_stop.
+
+    origin_px: nominal px of its corner, None where each section has its own.
+    """
+
+    width: int
+    height: int
+    z_start: int
+    z_stop: int
+    origin_px: tuple[int, int] | None
+
+
+def plan_canvas(context: Context[MontageParams]) -> Canvas:
+    """The canvas from the documents of all sections. Raises UserError if there is no tile at all."""
+
+    def make() -> Canvas:
+        tiles = context.input("tiles")
+        bounds = tiles.properties.get("z_range")
+        if not bounds or bounds[1] <= bounds[0]:
+            raise UserError(f"input tiles: {tiles.uri} holds no sections (z_range {bounds})")
+        start, stop = int(bounds[0]), int(bounds[1])
+        with ThreadPoolExecutor(8) as pool:
+            documents = list(pool.map(lambda z: section_document(context, z), range(start, stop)))
+        boxes = [box for box in (_nominal_box(d) for d in documents) if box]
+        if not boxes:
+            raise UserError(f"input tiles: none of the {stop - start} sections of {tiles.uri} has a tile")
+        margin = context.params.margin_px
+        width = max(b[2] - b[0] for b in boxes)
+        height = max(b[3] - b[1] for b in boxes)
+        origin = None
+        if context.params.origin == "stage":
+            x0, y0 = math.floor(min(b[0] for b in boxes)), math.floor(min(b[1] for b in boxes))
+            full_width, full_height = max(b[2] for b in boxes) - x0, max(b[3] for b in boxes) - y0
+            if full_width * full_height > _SCATTERED * width * height:
+                raise UserError(
+                    f"the sections of {tiles.uri} are spread over {full_width:.0f} x {full_height:.0f} px of stage "
+                    f"coordinates, a section has {width:.0f} x {height:.0f} px: set origin to 'section'"
+                )
+            width, height, origin = full_width, full_height, (x0 - margin, y0 - margin)
+        return Canvas(math.ceil(width) + 2 * margin, math.ceil(height) + 2 * margin, start, stop, origin)
+
+    canvas: Canvas = context.once("canvas", make)
+    return canvas
+
+
+def section_document(context: Context[MontageParams], z: int) -> Mapping[str, Any]:
+    """A section's document of the tile set; one that is not there counts as missing."""
+    from happyneurons.stages.montage.tiles import section_path
+
+    store = context.once("tiles", context.input("tiles").store)
+    try:
+        document: Mapping[str, Any] = store.get_json(section_path(z))
+    except NotFoundError:
+        return {"z": z, "status": "missing", "tiles": []}
+    return document
+
+
+def _nominal_box(document: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
+    """(x0, y0, x1, y1) of a section's tiles, those without a picture included: they keep the frame in place."""
+    tiles = [t for t in document.get("tiles", []) if t.get("width") and t.get("x_px") is not None]
+    if not tiles:
+        return None
+    return (
+        min(t["x_px"] for t in tiles), min(t["y_px"] for t in tiles),
+        max(t["x_px"] + t["width"] for t in tiles), max(t["y_px"] + t["height"] for t in tiles),
+    )  # fmt: skip
+
+
+class MontageSections(Round):
+    name = "sections"
+
+    def prepare(self, context: Context[Any]) -> None:
+        from happyneurons.store.volumes import create_volume
+
+        canvas = plan_canvas(context)
+        create_volume(
+            f"{context.output_uri('stack')}/image",
+            start_zyx=(canvas.z_start, 0, 0),
+            stop_zyx=(canvas.z_stop, canvas.height, canvas.width),
+            voxel_size_nm_xyz=voxel_size_nm_xyz(context),
+            dtype="uint8",
+            layer_type="image",
+            chunk_zyx=(1, CHUNK_PX, CHUNK_PX),
+        )
+
+    def plan(self, context: Context[Any]) -> Iterator[Task]:
+        canvas = plan_canvas(context)
+        geometry = {"canvas": [canvas.width, canvas.height], "origin": canvas.origin_px}
+        for z in range(canvas.z_start, canvas.z_stop):
+            yield Task(key=f"{z:06d}", payload={"z": z, **geometry})
+
+    def run(self, task: Task, context: Context[Any]) -> TaskResult:
+        import cv2
+
+        from happyneurons.imaging.transforms import transforms_path
+        from happyneurons.stages.montage import section as work
+        from happyneurons.stages.montage.render import Box
+        from happyneurons.stages.montage.tiles import TileReader, parse_section
+
+        cv2.setNumThreads(context.threads)
+        z: int = task.payload["z"]
+        width, height = task.payload["canvas"]
+        params: MontageParams = context.params
+        output = context.output_store("stack")
+        document = section_document(context, z)
+        section = parse_section(document)
+        if section.status in _NO_PICTURE or not section.tiles:
+            status = section.status if section.status in _NO_PICTURE else "missing"
+            reason = "; ".join(section.problems) or f"the tile set says {status}"
+            return self._done(context, {"z": z, "status": status, "reason": reason, "tiles": 0}, 0)
+        volume: PrecomputedVolume = context.once("image", lambda: _open_image(context))
+        canvas = Box(0, 0, width, height)
+        reader = TileReader(params.grey_range, params.tile_cache_mb * 1_000_000)
+        try:
+            montage = work.montage_section(section, params, reader, self._origin(task, document, section, params))
+        except TaskError as error:
+            return self._done(context, {"z": z, "status": "failed", "reason": str(error), "tiles": 0}, 0)
+        montage = work.cropped(montage, canvas)
+        work.draw(
+            montage, canvas, CHUNK_PX, params, reader,
+            lambda box, picture: volume.write((z, box.y0, box.x0), picture[None]),
+        )  # fmt: skip
+        output.put_arrays(transforms_path(z), **work.transform_arrays(montage.layers))
+        return self._done(context, montage.figures, width * height)
+
+    @staticmethod
+    def _origin(
+        task: Task, document: Mapping[str, Any], section: Section, params: MontageParams
+    ) -> tuple[float, float]:
+        """Nominal px that become (0, 0) of the canvas: whole px, so that nothing is resampled for it."""
+        if task.payload["origin"] is not None:
+            x, y = task.payload["origin"]
+            return float(x), float(y)
+        box = _nominal_box(document) or (*section.origin_px, 0.0, 0.0)
+        return float(math.floor(box[0]) - params.margin_px), float(math.floor(box[1]) - params.margin_px)
+
+    @staticmethod
+    def _done(context: Context[Any], figures: dict[str, Any], voxels: int) -> TaskResult:
+        from happyneurons.stages.montage.tiles import section_path
+
+        context.output_store("stack").put_json(section_path(figures["z"]), figures)
+        if figures["status"] not in ("ok", "blank"):
+            context.log.warning("section %d is %s: %s", figures["z"], figures["status"], figures["reason"])
+        kept = ("z", "status", "parameter_set", "seam_median_px", "seam_p95_px", "matches", "confidence")
+        return TaskResult(data={k: figures[k] for k in kept if k in figures}, voxels=voxels, bytes=voxels)
+
+
+class Montage(Stage[MontageParams]):
+    name, version = "montage", "1"
+    summary = "Joins the tiles of each section to one picture: elastic, evened out, with seam residuals and a verdict"
+    Params = MontageParams
+    inputs = {"tiles": InputSpec("tile_set", "tiles with their nominal stage positions")}
+    outputs = {"stack": OutputSpec("section_stack", "one picture for each section, not yet aligned to each other")}
+
+    def check(self, context: Context[MontageParams]) -> None:
+        plan_canvas(context)
+
+    def rounds(self, context: Context[MontageParams]) -> Sequence[Round]:
+        return [MontageSections()]
+
+    def finish(self, context: Context[MontageParams]) -> StageResult:
+        import numpy as np
+
+        canvas = plan_canvas(context)
+        sections = [data for _, data in context.results(MontageSections.name)]
+        metrics: dict[str, float] = {
+            f"sections_{status}": sum(s["status"] == status for s in sections)
+            for status in ("ok", "flagged", "failed", "missing", "blank")
+        }
+        metrics["sections_failed"] += len(context.quarantined(MontageSections.name))
+        for settings in context.params.sets:
+            metrics[f"sections_by_set_{settings.name}"] = sum(s.get("parameter_set") == settings.name for s in sections)
+        for name in ("seam_median_px", "seam_p95_px", "confidence"):
+            values = [s[name] for s in sections if s.get(name) is not None]
+            if values:
+                metrics[name] = round(float(np.median(values)), 3)
+        p95 = [s["seam_p95_px"] for s in sections if s.get("seam_p95_px") is not None]
+        if p95:
+            metrics["seam_p95_worst_px"] = max(p95)
+        output = Output(
+            "section_stack",
+            voxel_size_nm_xyz=voxel_size_nm_xyz(context),
+            bounds=Bounds(minimum_xyz=(0, 0, canvas.z_start), maximum_xyz=(canvas.width, canvas.height, canvas.z_stop)),
+            properties={
+                "source": context.input("tiles").uri,
+                "origin_px": canvas.origin_px,
+                "z_range": [canvas.z_start, canvas.z_stop],
+            },
+        )
+        return StageResult(outputs={"stack": output}, metrics=metrics)
+
+
+def voxel_size_nm_xyz(context: Context[Any]) -> tuple[float, float, float]:
+    tiles = context.input("tiles")
+    if tiles.voxel_size_nm_xyz is not None:
+        return tiles.voxel_size_nm_xyz
+    pixel = float(tiles.properties.get("pixel_size_nm", 1.0))
+    return (pixel, pixel, float(tiles.properties.get("section_thickness_nm", pixel)))
+
+
+def _open_image(context: Context[Any]) -> PrecomputedVolume:
+    from happyneurons.store.volumes import open_volume
+
+    volume = open_volume(f"{context.output_uri('stack')}/image")
+    return volume  # type: ignore[return-value]

@@ -1,0 +1,229 @@
+"""Segment: flood-filling networks on overlapping subvolumes, each with ids of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from happyneurons.errors import UserError
+from happyneurons.ffn.options import InferenceOptions
+from happyneurons.imaging.subvolumes import Subvolume, SubvolumeGrid
+from happyneurons.jobs.stage import (
+    Context,
+    InputSpec,
+    Output,
+    OutputSpec,
+    Round,
+    Stage,
+    StageParams,
+    StageResult,
+    Task,
+    TaskResult,
+)
+from happyneurons.stages.segment.backends import backend_names, make_step
+from happyneurons.store.artifacts import Bounds
+from happyneurons.store.volumes import Volume, open_volume
+
+if TYPE_CHECKING:
+    from happyneurons.ffn.canvas import Step
+    from happyneurons.ffn.model import Model
+
+OUTPUT = "subvolumes"
+
+
+class SegmentParams(InferenceOptions, StageParams):
+    subvolume_size_xyz: tuple[int, int, int] = Field((256, 256, 256), description="Size of a subvolume, voxels")
+    overlap_xyz: tuple[int, int, int] = Field(
+        (48, 48, 48),
+        description="Voxels that neighbouring subvolumes share: the field of view or more, for what lies within half "
+        "of it from a subvolume's faces is segmented with less context",
+    )
+    mip: int = Field(0, ge=0, le=20, description="Level of the image's pyramid that is segmented")
+    bounds_xyz: tuple[tuple[int, int, int], tuple[int, int, int]] | None = Field(
+        None, description="Part of the volume to segment: minimum and maximum (exclusive), voxels of that mip"
+    )
+    backend: str = Field(
+        "tensorflow", description="What computes the network", json_schema_extra={"enum": list(backend_names())}
+    )
+    fov_xyz: tuple[int, int, int] | None = Field(
+        None, description="Field of view, voxels, odd; default: the model's own (33 for TensorFlow checkpoints)"
+    )
+    deltas_xyz: tuple[int, int, int] | None = Field(
+        None, description="Step of the field of view, voxels; default: the model's own (8 for TensorFlow checkpoints)"
+    )
+    image_mean: float | None = Field(
+        None, description="Grey value that becomes 0; default: the model's own (128 for TensorFlow checkpoints)"
+    )
+    image_stddev: float | None = Field(
+        None, gt=0, description="Grey values that become 1; default: the model's own (33 for TensorFlow checkpoints)"
+    )
+
+    @field_validator("backend")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in backend_names():
+            raise ValueError(f"must be one of {', '.join(backend_names())}")
+        return value
+
+    def overrides(self) -> dict[str, Any]:
+        """Fields of the network's architecture that are given here, in zyx order."""
+        given = {
+            "fov_zyx": self.fov_xyz and self.fov_xyz[::-1],
+            "deltas_zyx": self.deltas_xyz and self.deltas_xyz[::-1],
+            "image_mean": self.image_mean,
+            "image_stddev": self.image_stddev,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def inference_options(self) -> InferenceOptions:
+        return InferenceOptions(**{name: getattr(self, name) for name in InferenceOptions.model_fields})
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The opened image, the part of it to segment, and its grid."""
+
+    image: Volume
+    bounds: Bounds
+    grid: SubvolumeGrid
+
+
+def _source(context: Context[SegmentParams]) -> _Source:
+    def make() -> _Source:
+        params = context.params
+        image = open_volume(context.input("image").data_uri, params.mip)
+        low, high = image.start_zyx[::-1], image.stop_zyx[::-1]
+        if params.bounds_xyz is not None:
+            a, b = params.bounds_xyz
+            if any(p < q for p, q in zip(a, low, strict=True)) or any(p > q for p, q in zip(b, high, strict=True)):
+                raise UserError(
+                    f"segment: params.bounds_xyz {a}..{b} reach beyond the image, {low}..{high} at this mip"
+                )
+            low, high = a, b
+        bounds = Bounds(minimum_xyz=low, maximum_xyz=high)
+        return _Source(image, bounds, SubvolumeGrid(bounds, params.subvolume_size_xyz, params.overlap_xyz))
+
+    source: _Source = context.once("source", make)
+    return source
+
+
+def _model(context: Context[SegmentParams]) -> Model:
+    from happyneurons.ffn.model import load_model
+
+    model: Model = context.once(
+        "model", lambda: load_model(context.input("model").data_uri, **context.params.overrides())
+    )
+    return model
+
+
+class Subvolumes(Round):
+    """One task a subvolume; writes `{z}_{y}_{x}.npz` named by the first voxel of its box."""
+
+    name = OUTPUT
+
+    def plan(self, context: Context[SegmentParams]) -> Iterable[Task]:
+        for box in _source(context).grid:
+            stop = "_".join(str(v) for v in box.stop_zyx)
+            yield Task(
+                key=f"{box.name}-{stop}",
+                payload={"index_zyx": list(box.index_zyx)},
+                cost=float(np.prod(box.shape_zyx)),
+            )
+
+    def run(self, task: Task, context: Context[SegmentParams]) -> TaskResult:
+        from happyneurons.ffn.inference import segment_subvolume
+
+        source = _source(context)
+        z, y, x = task.payload["index_zyx"]
+        box = source.grid[(z, y, x)]
+        step: Step = context.once("step", lambda: make_step(context.params.backend, _model(context), context.threads))
+        size = source.image.voxel_size_nm_xyz
+        result = segment_subvolume(
+            source.image.read(box.start_zyx, box.stop_zyx),
+            step,
+            context.params.inference_options(),
+            excluded=_excluded(box, context),
+            voxel_size_zyx=(size[2], size[1], size[0]),
+        )
+        context.output_store(OUTPUT).put_arrays(
+            f"{box.name}.npz", segmentation=result.segmentation, start_zyx=np.array(box.start_zyx, np.int64)
+        )
+        core = tuple(slice(a - o, b - o) for a, b, o in zip(*source.grid.core(box), box.start_zyx, strict=True))
+        own = result.segmentation[core]
+        return TaskResult(
+            data={**result.counters, "segments": result.segments, "core_segmented": int((own > 0).sum())},
+            voxels=own.size,
+        )
+
+
+def _excluded(box: Subvolume, context: Context[SegmentParams]) -> np.ndarray | None:
+    artifact = context.optional_input("mask")
+    if artifact is None:
+        return None
+    from happyneurons.stages.segment.masks import open_mask, read_mask
+
+    size = _source(context).image.voxel_size_nm_xyz
+    mask = context.once("mask", lambda: open_mask(artifact.data_uri, size))
+    return read_mask(mask, box.start_zyx, box.stop_zyx, size)
+
+
+class Segment(Stage[SegmentParams]):
+    name, version = "segment", "1"
+    summary = "Segments neurites with a flood-filling network, in overlapping subvolumes"
+    Params = SegmentParams
+    inputs = {
+        "image": InputSpec("image_volume", "grey values, precomputed or HDF5"),
+        "model": InputSpec("model", "flood-filling network: ours, or a TensorFlow checkpoint of google/ffn"),
+        "mask": InputSpec("mask", "voxels other than 0 are not segmented; any resolution", optional=True),
+    }
+    outputs = {OUTPUT: OutputSpec("subvolumes", "overlapping boxes with ids of their own")}
+
+    def check(self, context: Context[SegmentParams]) -> None:
+        source, architecture = _source(context), _model(context).architecture
+        fov = architecture.fov_zyx[::-1]
+        box = np.minimum(context.params.subvolume_size_xyz, source.bounds.shape_zyx[::-1])
+        if any(b < f for b, f in zip(box, fov, strict=True)):
+            raise UserError(
+                f"segment: subvolumes of {tuple(int(b) for b in box)} (xyz) are smaller than the network's field of view {fov}; "
+                "give larger subvolume_size_xyz or bounds_xyz"
+            )
+        if source.image.dtype.kind not in "uif":
+            raise UserError(f"segment: the image has type {source.image.dtype}, grey values were expected")
+
+    def rounds(self, context: Context[SegmentParams]) -> Sequence[Round]:
+        return [Subvolumes()]
+
+    def finish(self, context: Context[SegmentParams]) -> StageResult:
+        source, params = _source(context), context.params
+        results = [data for _, data in context.results(OUTPUT)]
+
+        def total(name: str) -> float:
+            return float(sum(data.get(name, 0) for data in results))
+
+        properties = {
+            "size_xyz": list(params.subvolume_size_xyz),
+            "overlap_xyz": list(params.overlap_xyz),
+            "mip": params.mip,
+            "boxes": len(source.grid),
+            "failed_boxes": len(context.quarantined(OUTPUT)),
+        }
+        return StageResult(
+            outputs={
+                OUTPUT: Output(
+                    "subvolumes",
+                    voxel_size_nm_xyz=source.image.voxel_size_nm_xyz,
+                    bounds=source.bounds,
+                    properties=properties,
+                )
+            },
+            metrics={
+                "fov_steps": total("fov_steps"),
+                "fov_skipped": total("fov_skipped"),
+                "segments": total("segments"),
+                "coverage": total("core_segmented") / float(np.prod(source.bounds.shape_zyx)),
+            },
+        )

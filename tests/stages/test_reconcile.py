@@ -1,0 +1,259 @@
+"""Reconciliation: overlapping subvolumes with ids of their own become one volume."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from happyneurons.errors import UserError
+from happyneurons.imaging.subvolumes import SubvolumeGrid
+from happyneurons.metrics.segmentation import connected_objects, coverage, scores, truth_table
+from happyneurons.stages.reconcile.components import SegmentIndex, components
+from happyneurons.stages.reconcile.overlaps import OverlapRules, compare
+from happyneurons.store.artifacts import Artifact, Bounds, Manifest, artifact_uri, load_artifact, manifest_path
+from happyneurons.store.documents import Store
+from happyneurons.store.volumes import open_volume
+from happyneurons.worker.local import run_stage
+
+VOXEL_NM = (10.0, 10.0, 10.0)
+
+
+def publish_subvolumes(
+    store: Store, labels: np.ndarray, size_xyz: Any, overlap_xyz: Any, *, start_zyx: Any = (0, 0, 0), seed: int = 0
+) -> str:
+    """Cut labels into boxes, as the stage segment would leave them: parts of each box, shuffled ids."""
+    stop = np.add(start_zyx, labels.shape)
+    bounds = Bounds(minimum_xyz=tuple(start_zyx[::-1]), maximum_xyz=tuple(int(v) for v in stop[::-1]))
+    rng = np.random.default_rng(seed)
+    key = hashlib.sha256(repr((labels.tobytes(), size_xyz, overlap_xyz, seed)).encode()).hexdigest()
+    data = Store(store.url(f"artifacts/{key}/subvolumes"))
+    for box in SubvolumeGrid(bounds, size_xyz, overlap_xyz):
+        inside = tuple(slice(a - o, b - o) for a, b, o in zip(box.start_zyx, box.stop_zyx, start_zyx, strict=True))
+        parts = connected_objects(labels[inside])
+        names = np.concatenate([[0], rng.permutation(int(parts.max())) + 1]).astype(np.uint32)
+        data.put_arrays(f"{box.name}.npz", segmentation=names[parts], start_zyx=np.asarray(box.start_zyx))
+    uri = artifact_uri(store, key, "subvolumes")
+    artifact = Artifact(
+        kind="subvolumes", uri=uri, data_uri=data.uri, digest=key, voxel_size_nm_xyz=VOXEL_NM, bounds=bounds,
+        properties={"size_xyz": list(size_xyz), "overlap_xyz": list(overlap_xyz)},
+    )  # fmt: skip
+    manifest = Manifest(
+        job_key=key, stage="segment", stage_version="0", params={}, inputs={}, outputs={"subvolumes": artifact},
+        provenance={},
+    )  # fmt: skip
+    store.create_json(manifest_path(key), manifest.model_dump())
+    return uri
+
+
+def data_of(store: Store, uri: str) -> Store:
+    return Store(load_artifact(uri).data_uri)
+
+
+def reconcile(store: Store, uri: str, **params: Any) -> tuple[np.ndarray, Manifest]:
+    manifest = run_stage(store, "reconcile", inputs={"subvolumes": uri}, params={"num_mips": 0, **params})
+    volume = open_volume(manifest.outputs["segmentation"].data_uri)
+    return volume.read(volume.start_zyx, volume.stop_zyx), manifest
+
+
+def same_partition(a: np.ndarray, b: np.ndarray) -> bool:
+    pairs = np.unique(np.stack([a.ravel(), b.ravel()]).astype(np.uint64), axis=1)
+    return len(np.unique(pairs[0])) == pairs.shape[1] == len(np.unique(pairs[1]))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture(scope="module")
+def truth(shared_data: Path) -> np.ndarray:
+    with h5py.File(shared_data / "fib25/labels_z000-128.h5") as file:
+        return np.asarray(file["labels"][:96, :120, :120])
+
+
+def test_truth_cut_into_subvolumes_comes_back_exactly(store: Store, truth: np.ndarray) -> None:
+    uri = publish_subvolumes(store, truth, (64, 64, 64), (24, 24, 24), start_zyx=(5, -7, 11))
+    found, manifest = reconcile(store, uri, min_overlap_voxels=1)
+    expected = connected_objects(truth)
+    assert same_partition(found, expected)
+    assert manifest.metrics["segments"] == expected.max()
+    assert manifest.metrics["missing_subvolumes"] == 0
+    assert manifest.metrics["merges"] == manifest.metrics["subvolume_segments"] - expected.max()
+    assert manifest.outputs["segmentation"].bounds == Bounds(minimum_xyz=(11, -7, 5), maximum_xyz=(131, 113, 101))
+
+
+def test_ids_do_not_depend_on_local_ids_beyond_their_order(store: Store, truth: np.ndarray) -> None:
+    """Other local ids give other global ids, but the same objects."""
+    a, _ = reconcile(store, publish_subvolumes(store, truth[:64, :64], (48, 48, 48), (24, 24, 24), seed=1))
+    b, _ = reconcile(store, publish_subvolumes(store, truth[:64, :64], (48, 48, 48), (24, 24, 24), seed=2))
+    assert same_partition(a, b)
+
+
+def test_missing_and_damaged_subvolumes_cost_only_what_nobody_else_saw(store: Store, truth: np.ndarray) -> None:
+    crop = truth[:64, :100, :100]
+    uri = publish_subvolumes(store, crop, (60, 60, 64), (20, 20, 20))
+    data = data_of(store, uri)
+    data.delete("0_0_40.npz")
+    data.put("0_40_0.npz", b"not a zip archive")
+    found, manifest = reconcile(store, uri, min_overlap_voxels=1)
+    assert manifest.metrics["missing_subvolumes"] == 2
+    seen = np.zeros(crop.shape, bool)
+    seen[:, :60, :60] = seen[:, 40:, 40:] = True
+    assert (found[~seen] == 0).all()
+    assert ((found > 0) == (crop > 0))[seen].all()
+    found_without, _ = reconcile(store, uri, min_overlap_voxels=1, fill=False)
+    own = np.zeros(crop.shape, bool)
+    own[:, :50, :50] = own[:, 50:, 50:] = True
+    assert ((found_without > 0) == (own & (crop > 0))).all()
+
+
+def test_nothing_readable_is_refused(store: Store) -> None:
+    uri = publish_subvolumes(store, np.ones((8, 8, 20), np.uint32), (12, 8, 8), (4, 0, 0))
+    data = data_of(store, uri)
+    for path in list(data.list("")):
+        data.delete(path)
+    with pytest.raises(UserError, match="none of the 2 subvolumes"):
+        reconcile(store, uri)
+
+
+def test_subvolumes_without_overlap_are_refused(store: Store) -> None:
+    uri = publish_subvolumes(store, np.ones((8, 8, 20), np.uint32), (10, 8, 8), (0, 0, 0))
+    with pytest.raises(UserError, match="do not overlap along x"):
+        reconcile(store, uri)
+
+
+def test_size_filter_counts_the_whole_volume(store: Store) -> None:
+    labels = np.zeros((16, 16, 128), np.uint32)
+    labels[4:8, 4:8, :] = 1  # 2048 voxels, fewer in every box
+    labels[12:14, 12:14, 60:70] = 2  # 40 voxels
+    uri = publish_subvolumes(store, labels, (32, 16, 16), (12, 4, 4))
+    kept, manifest = reconcile(store, uri, min_overlap_voxels=8, min_size_voxels=2000)
+    assert (kept == (labels == 1)).all()
+    assert manifest.metrics["dropped_segments"] == 1
+    assert Store(manifest.outputs["merges"].data_uri).get_arrays("sizes.npz")["voxels"].tolist() == [2048]
+
+
+class TestDecisions:
+    """Two boxes' segments in their overlap, 20 x 20 x 40 voxels."""
+
+    rules = OverlapRules(min_voxels=20, min_agreement=0.6, min_coverage=0.2)
+
+    def overlap(self, *boxes: tuple[int, slice, slice]) -> np.ndarray:
+        out = np.zeros((20, 20, 40), np.uint32)
+        for label, y, x in boxes:
+            out[:, y, x] = label
+        return out
+
+    def edges(self, a: np.ndarray, b: np.ndarray) -> list[list[int]]:
+        forth, back = compare(a, b, self.rules), compare(b, a, self.rules)
+        assert forth.edges.tolist() == sorted(e[::-1] for e in back.edges.tolist())
+        assert forth.rejected == back.rejected
+        return list(forth.edges.tolist())
+
+    def test_two_crossings_of_one_neurite_are_both_joined(self) -> None:
+        a = self.overlap((1, slice(0, 6), slice(0, 40)), (2, slice(12, 20), slice(0, 40)))
+        b = self.overlap((9, slice(0, 6), slice(0, 40)), (9, slice(12, 20), slice(0, 40)))
+        assert self.edges(a, b) == [[1, 9], [2, 9]]
+
+    def test_a_merger_takes_only_the_larger_part(self) -> None:
+        a = self.overlap((1, slice(0, 14), slice(0, 40)), (2, slice(14, 20), slice(0, 40)))
+        b = self.overlap((9, slice(0, 20), slice(0, 40)))
+        assert self.edges(a, b) == [[1, 9]]
+        assert compare(a, b, self.rules).rejected == 1
+
+    def test_an_even_merger_joins_nothing(self) -> None:
+        a = self.overlap((1, slice(0, 10), slice(0, 40)), (2, slice(10, 20), slice(0, 40)))
+        assert self.edges(a, self.overlap((9, slice(0, 20), slice(0, 40)))) == []
+
+    def test_segments_that_end_before_the_face_still_agree(self) -> None:
+        a = self.overlap((1, slice(2, 12), slice(0, 30)))
+        b = self.overlap((9, slice(2, 12), slice(18, 40)))
+        assert self.edges(a, b) == [[1, 9]]
+
+    def test_a_sliver_that_bleeds_into_an_unsegmented_object_is_not_taken(self) -> None:
+        a = self.overlap((1, slice(0, 18), slice(0, 40)))
+        b = self.overlap((9, slice(16, 20), slice(0, 40)))
+        assert self.edges(a, b) == []
+
+    def test_too_few_voxels_decide_nothing(self) -> None:
+        a = np.zeros((4, 4, 4), np.uint32)
+        a[0, :4, :4] = 1
+        assert self.edges(a, a) == []
+
+    def test_empty_overlap(self) -> None:
+        empty = np.zeros((3, 4, 5), np.uint32)
+        assert self.edges(empty, empty) == []
+
+
+def test_segmentation_errors_stay_where_they_are(store: Store, truth: np.ndarray) -> None:
+    """Subvolumes with errors of FFN kind: background between objects, splits, one merger a box."""
+    crop = truth[:, :96, :96]
+    clean = connected_objects(crop)
+    uri = publish_subvolumes(store, clean, (64, 64, 64), (32, 32, 32))
+    data = data_of(store, uri)
+    rng = np.random.default_rng(3)
+    mergers = 0
+    for path in sorted(data.list("")):
+        arrays = data.get_arrays(path)
+        segmentation = arrays["segmentation"]
+        inner = np.zeros(segmentation.shape, bool)  # nothing is segmented right at the box's faces
+        inner[3:-3, 3:-3, 3:-3] = True
+        edge = np.zeros(segmentation.shape, bool)
+        for axis in range(3):
+            edge |= segmentation != np.roll(segmentation, 1, axis)
+        segmentation[edge | ~inner] = 0
+        ids, sizes = np.unique(segmentation[segmentation > 0], return_counts=True)
+        largest = ids[np.argsort(-sizes)]
+        segmentation[segmentation == largest[2]] = largest[4]  # a merger of two sizeable objects
+        mergers += 1
+        halves = (segmentation == largest[1]) & (np.arange(64)[:, None, None] > rng.integers(20, 44))
+        segmentation[halves] = ids.max() + 1  # a split
+        data.put_arrays(path, segmentation=segmentation, start_zyx=arrays["start_zyx"])
+    found, manifest = reconcile(store, uri)
+    result = scores(truth_table(found, clean))
+    assert coverage(truth_table(found, clean)) > 0.6
+    assert result.voi_merge < 0.6
+    assert result.voi_split < 0.9
+    assert manifest.metrics["rejected_pairs"] > 0
+
+
+@given(
+    count=st.integers(0, 40),
+    raw=st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=60),
+    order=st.randoms(use_true_random=False),
+)
+@settings(max_examples=100, deadline=None)
+def test_components_do_not_depend_on_the_order_of_edges(count: int, raw: list[tuple[int, int]], order: Any) -> None:
+    edges = [e for e in raw if max(e) < count]
+    found = components(count, [np.array([e]) for e in edges])
+    parent = list(range(count))  # the plainest union-find there is
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    for a, b in edges:
+        a, b = sorted((root(a), root(b)))
+        parent[b] = a
+    roots = [root(i) for i in range(count)]
+    names = {r: n + 1 for n, r in enumerate(dict.fromkeys(roots))}
+    assert found.tolist() == [names[r] for r in roots]
+    shuffled = [e if order.random() < 0.5 else e[::-1] for e in edges + edges]
+    order.shuffle(shuffled)
+    assert (components(count, [np.array(shuffled).reshape(-1, 2)]) == found).all()
+
+
+def test_segment_numbers_follow_box_and_id() -> None:
+    index = SegmentIndex([np.array([3, 7]), np.array([], int), np.array([1, 2, 9])])
+    assert len(index) == 5
+    assert index.numbers(0, np.array([7, 3])).tolist() == [1, 0]
+    assert index.numbers(2, np.array([9])).tolist() == [4]
+    assert index.of_box(2) == slice(2, 5)
