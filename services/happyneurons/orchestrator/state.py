@@ -54,6 +54,8 @@ class JobStatus:
     reused: bool = False
     submitted_after_attempt: int = 0
     """Number of the latest attempt when this one was submitted; a later one is ours."""
+    attempt: int = 0
+    """Number of our latest attempt that began."""
     infrastructure_retries: int = 0
     drains: int = 0
     retry_quarantined: bool = False
@@ -159,6 +161,7 @@ class RunStatus:
     def _on_job_started(self, event: Event) -> None:
         job = self.jobs[event.subject]
         job.phase, job.start_time = JobPhase.RUNNING, job.start_time or event.time
+        job.attempt = event.data["attempt"]
 
     def _on_job_interrupted(self, event: Event) -> None:
         job = self.jobs[event.subject]

@@ -1,0 +1,115 @@
+"""Executor `service`: another process's StageService (`hpn-stage serve`), over gRPC.
+
+The server must reach the same store. Our handle is the job's key; the server's own attempts are
+found in the store like everybody's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import grpc
+
+from happyneurons.errors import EXIT_FAILED, EXIT_OK, HappyError, NotFoundError, StoreError, UserError
+from happyneurons.executors.base import ProcessReport, ProcessState, Submission
+from happyneurons.jobs.spec import Resources, load_spec, parse_job_uri
+from happyneurons.rpc.client import connect
+from happyneurons.rpc.convert import params_to_struct, resources_to_proto
+from happyneurons.rpc.errors import from_rpc_error
+from happyneurons.v1 import artifacts_pb2, jobs_pb2, stage_service_pb2, stage_service_pb2_grpc
+
+TIMEOUT_S = 10.0
+
+STATES = {
+    jobs_pb2.JOB_STATE_WAITING: ProcessReport(ProcessState.QUEUED),
+    jobs_pb2.JOB_STATE_QUEUED: ProcessReport(ProcessState.QUEUED),
+    jobs_pb2.JOB_STATE_RUNNING: ProcessReport(ProcessState.RUNNING),
+    jobs_pb2.JOB_STATE_SUCCEEDED: ProcessReport(ProcessState.EXITED, EXIT_OK),
+    jobs_pb2.JOB_STATE_FAILED: ProcessReport(ProcessState.EXITED, EXIT_FAILED),
+    jobs_pb2.JOB_STATE_CANCELLED: ProcessReport(ProcessState.EXITED, EXIT_FAILED),
+}
+
+
+class ServiceExecutor:
+    """Jobs of one stage server. A server that is away is UNKNOWN, not a failure: heartbeats decide."""
+
+    kind = "service"
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = connect(address)
+        self._stub = stage_service_pb2_grpc.StageServiceStub(self._channel)
+        self._description: stage_service_pb2.DescribeResponse | None = None
+
+    def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, timeout=TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def _describe(self) -> stage_service_pb2.DescribeResponse:
+        if self._description is None:
+            self._description = self._call(self._stub.Describe, stage_service_pb2.DescribeRequest())
+        return self._description
+
+    def refuse(self, stage: str, resources: Resources) -> str | None:
+        try:
+            server = self._describe()
+        except HappyError:
+            return None  # it may come back: nobody can say never
+        if stage not in [s.name for s in server.stages]:
+            return f"the stage server at {self.address} has no stage {stage!r}"
+        if resources.cores > server.cores:
+            return f"needs {resources.cores} cores; the stage server at {self.address} gives {server.cores}"
+        return None
+
+    def submit(self, submission: Submission) -> str:
+        store, key = parse_job_uri(submission.job_uri)
+        server = self._describe()
+        if server.store_uri != store.uri:
+            raise UserError(
+                f"the stage server at {self.address} works on {server.store_uri}, this orchestrator on {store.uri}: "
+                "both need the same store"
+            )
+        spec = load_spec(store, key)
+        inputs = {
+            name: artifacts_pb2.ArtifactUris(uris=[r.uri for r in refs]) for name, refs in spec.inputs.items()
+        }
+        request = stage_service_pb2.SubmitJobRequest(
+            spec=jobs_pb2.JobSpec(
+                stage=spec.stage, inputs=inputs, params=params_to_struct(spec.params),
+                resources=resources_to_proto(submission.resources), allow_failed_tasks=spec.allow_failed_tasks,
+            ),
+            retry_quarantined=submission.retry_quarantined,
+        )  # fmt: skip
+        job = self._call(self._stub.SubmitJob, request).job
+        if job.key != key:
+            raise UserError(
+                f"the stage server at {self.address} gives this job another key: its stage {spec.stage} or its image "
+                "is another version than the orchestrator's"
+            )
+        return key
+
+    def poll(self, handles: Iterable[str]) -> Mapping[str, ProcessReport]:
+        reports = {}
+        for handle in handles:
+            try:
+                job = self._call(self._stub.GetJob, stage_service_pb2.GetJobRequest(key=handle)).job
+            except (StoreError, NotFoundError) as error:
+                reports[handle] = ProcessReport(ProcessState.UNKNOWN, detail=str(error))
+                continue
+            report = STATES.get(job.state, ProcessReport(ProcessState.UNKNOWN))
+            reports[handle] = ProcessReport(report.state, report.exit_code, job.failure.message or job.waiting_for)
+        return reports
+
+    def cancel(self, handle: str) -> None:
+        request = stage_service_pb2.CancelJobRequest(key=handle, reason="cancelled by the orchestrator")
+        self._call(self._stub.CancelJob, request)
+
+    def explain(self, handle: str) -> str:
+        report = self.poll([handle])[handle]
+        return report.detail or f"the stage server at {self.address} says {report.state.value}"
+
+    def close(self) -> None:
+        self._channel.close()
