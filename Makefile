@@ -67,10 +67,8 @@ protos: $(STAMP) ## generate services/happyneurons/v1 from protos/
 	scripts/protos
 
 .PHONY: bench
-bench: $(STAMP) ## benchmarks (see benchmarks/)
-	@shopt -s nullglob; files=(benchmarks/bench_*.py); \
-	 if [ $${#files[@]} = 0 ]; then echo "no benchmarks/bench_*.py"; fi; \
-	 for file in "$${files[@]}"; do echo "→ $$file"; $(BIN)/python "$$file"; done
+bench: $(STAMP) ## benchmarks: runs every benchmarks/*.py, prints figures
+	@for file in benchmarks/*.py; do echo "→ $$file"; $(BIN)/python "$$file"; done
 
 .PHONY: lock
 lock: ## renew requirements.lock from pyproject.toml (LOCK_ARGS=--upgrade for newer versions)

@@ -57,7 +57,8 @@ def publish(store: Store, key: str, properties: dict[str, Any]) -> Artifact:
     """A manifest as if a job named `key` had made the tile set."""
     artifact = Artifact(
         kind="tile_set", uri=f"{store.uri}/jobs/{key}/manifest.json#tiles",
-        data_uri=f"{store.uri}/artifacts/{key}/tiles", digest=key, voxel_size_nm_xyz=(2.5, 2.5, 30.0), properties=properties,
+        data_uri=f"{store.uri}/artifacts/{key}/tiles", digest=key,
+        voxel_size_nm_xyz=(2.5, 2.5, 30.0), properties=properties,
     )  # fmt: skip
     manifest = {"job_key": key, "stage": "ingest", "stage_version": "0", "params": {}, "inputs": {},
                 "outputs": {"tiles": artifact.model_dump()}, "provenance": {}}  # fmt: skip

@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from integration_tests.conftest import S3Server, free_ports
 
 from happyneurons.errors import EXIT_TRY_AGAIN, EXIT_USAGE, NotFoundError
 from happyneurons.store.artifacts import load_artifact
 from happyneurons.store.documents import Store
 from happyneurons.store.volumes import create_volume, open_volume
-from integration_tests.conftest import S3Server, free_ports
 
 
 def test_documents(s3_store: Store) -> None:

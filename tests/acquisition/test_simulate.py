@@ -69,10 +69,10 @@ def test_pixels_are_the_sources_where_the_truth_says(source: str, acquired: tupl
                 assert (xy <= (273, 221)).all()
                 at = (xy - (50, 30)).T[::-1]
                 expected = map_coordinates(plane, at, order=3)
-                assert np.corrcoef(expected, picture.ravel())[0, 1] > 0.95
+                assert np.corrcoef(expected, picture.ravel())[0, 1] > 0.97
                 # One px off it is plainly worse: the truth is not just about right.
                 shifted = map_coordinates(plane, at + 1, order=3, mode="nearest")
-                assert np.corrcoef(shifted, picture.ravel())[0, 1] < 0.85
+                assert np.corrcoef(shifted, picture.ravel())[0, 1] < 0.92
 
 
 def test_overlapping_tiles_agree_about_a_point(acquired: tuple[Path, AcquisitionDocument]) -> None:

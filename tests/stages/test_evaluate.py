@@ -65,11 +65,11 @@ def labels(shared_data: Path) -> np.ndarray:
 
 class TestSameFrame:
     def evaluate(self, store: Store, segmentation: str, truth: str, **params: Any) -> Manifest:
-        return run_stage(
-            store, "evaluate", inputs={"segmentation": segmentation, "truth": truth}, params=params
-        )
+        return run_stage(store, "evaluate", inputs={"segmentation": segmentation, "truth": truth}, params=params)
 
-    def test_published_ffn_result_scores_as_computed_at_once(self, store: Store, tmp_path: Path, shared_data: Path) -> None:
+    def test_published_ffn_result_scores_as_computed_at_once(
+        self, store: Store, tmp_path: Path, shared_data: Path
+    ) -> None:
         found = np.load(shared_data / "fib25/google_ffn_crop_0-128.npz")["segmentation"][:48].astype(np.uint64)
         truth = f"h5://{shared_data}/fib25/labels_z000-128.h5?labels"
         with h5py.File(shared_data / "fib25/labels_z000-128.h5") as file:
@@ -103,8 +103,10 @@ class TestSameFrame:
         wrong[:, :, 100:] = 7
         wrong[:, :20] = 8
         segmentation, truth = volume(tmp_path / "seg", wrong), volume(tmp_path / "truth", labels)
-        bounds = {"minimum_xyz": [0, 0, 0], "maximum_xyz": [120, 160, 12]}
-        good = self.evaluate(store, segmentation, truth, bounds=bounds, inner_margin_xyz=[20, 20, 2], relabel_truth=False)
+        bounds = [[0, 0, 0], [120, 160, 12]]
+        good = self.evaluate(
+            store, segmentation, truth, bounds_xyz=bounds, inner_margin_xyz=[20, 20, 2], relabel_truth=False
+        )
         assert (good.metrics["voi_split"], good.metrics["voi_merge"]) == (0.0, 0.0)
         assert report_of(good)["segmentation"]["bounds"] == {"minimum_xyz": [20, 20, 2], "maximum_xyz": [100, 140, 10]}
         assert self.evaluate(store, segmentation, truth, relabel_truth=False).metrics["voi_merge"] > 0.5
@@ -182,9 +184,7 @@ class TestThroughTheMicroscope:
         self, store: Store, tmp_path: Path, folder: Path, labels: np.ndarray
     ) -> None:
         _, aligned = self.stacks(store, folder)
-        manifest = self.evaluate(
-            store, folder, segmentation=self.segmentation(tmp_path, labels), aligned=aligned
-        )
+        manifest = self.evaluate(store, folder, segmentation=self.segmentation(tmp_path, labels), aligned=aligned)
         metrics, report = manifest.metrics, report_of(manifest)
         # Not exactly zero: parts of one body that only meet outside the picture are two objects.
         assert metrics["voi_merge"] < 0.05

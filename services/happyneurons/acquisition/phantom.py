@@ -33,7 +33,7 @@ SMALLEST = 400  # voxels of the smallest labelled object at anisotropy 1
 class Phantom:
     """`image` uint8 and `labels` uint32, both (z, y, x); label 0 is membrane and extracellular space.
 
-    Every label is one connected component (faces touching); labels are 1…n without gaps.
+    Every label is one 26-connected component, and no two labels touch; labels are 1…n without gaps.
     """
 
     image: NDArray[np.uint8]
@@ -44,6 +44,22 @@ class Phantom:
     @property
     def objects(self) -> int:
         return int(self.labels.max(initial=0))
+
+
+def write_phantom(phantom: Phantom, uri: str) -> tuple[str, str]:
+    """Write a phantom as precomputed volumes `uri/image` and `uri/labels`; returns their URIs."""
+    from happyneurons.store.volumes import create_volume
+
+    uris = []
+    for name, voxels in (("image", phantom.image), ("labels", phantom.labels)):
+        volume = create_volume(
+            f"{uri}/{name}", start_zyx=(0, 0, 0), stop_zyx=voxels.shape,
+            voxel_size_nm_xyz=phantom.voxel_size_nm_xyz, dtype=voxels.dtype.name,
+            layer_type="image" if name == "image" else "segmentation",
+        )  # fmt: skip
+        volume.write((0, 0, 0), voxels)
+        uris.append(volume.uri)
+    return uris[0], uris[1]
 
 
 @dataclass
@@ -285,7 +301,7 @@ def _label(cells: NDArray[np.uint32], distance: NDArray[np.float32], anisotropy:
     import cc3d
 
     inside = np.where(distance > MEMBRANE, cells, 0).astype(np.uint32)
-    parts, number = cc3d.connected_components(inside, connectivity=6, return_N=True)
+    parts, number = cc3d.connected_components(inside, connectivity=26, return_N=True)
     size = np.bincount(parts.ravel(), minlength=number + 1)
     size[0] = 0
     keep = size >= SMALLEST / anisotropy

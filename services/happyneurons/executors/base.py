@@ -42,6 +42,16 @@ class ProcessReport:
     detail: str = ""
 
 
+@dataclass(frozen=True)
+class Capacity:
+    """What jobs may use together; zeros where only the site's scheduler knows."""
+
+    cores: int = 0
+    memory_gb: float = 0.0
+    problem: str = ""
+    """Why the site does not answer; empty if it does."""
+
+
 class Executor(Protocol):
     """Carries attempts to a place. Thread-safe; no call blocks for longer than its own timeout."""
 
@@ -61,6 +71,9 @@ class Executor(Protocol):
 
     def explain(self, handle: str) -> str:
         """Why it is waiting, for a person."""
+
+    def capacity(self) -> Capacity:
+        """What there is, asked just now."""
 
     def close(self) -> None:
         """Let go of connections. Running attempts go on."""

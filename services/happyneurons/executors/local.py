@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping
 
-from happyneurons.executors.base import ProcessReport, ProcessState, Submission
+from happyneurons.executors.base import Capacity, ProcessReport, ProcessState, Submission
 from happyneurons.jobs.spec import Resources
 from happyneurons.worker.launch import Launch, LocalPool
 
@@ -47,6 +47,9 @@ class LocalExecutor:
 
     def explain(self, handle: str) -> str:
         return self._pool.explain(handle)
+
+    def capacity(self) -> Capacity:
+        return Capacity(self._pool.cores, self._pool.memory_gb)
 
     def close(self) -> None:
         return None

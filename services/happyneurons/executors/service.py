@@ -9,15 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import grpc
-
-from happyneurons.errors import EXIT_FAILED, EXIT_OK, HappyError, NotFoundError, StoreError, UserError
+from happyneurons.errors import (
+    EXIT_FAILED,
+    EXIT_OK,
+    HappyError,
+    NotFoundError,
+    StoreError,
+    UnavailableError,
+    UserError,
+)
 from happyneurons.executors.base import ProcessReport, ProcessState, Submission
 from happyneurons.jobs.spec import Resources, load_spec, parse_job_uri
-from happyneurons.rpc.client import connect
-from happyneurons.rpc.convert import params_to_struct, resources_to_proto
-from happyneurons.rpc.errors import from_rpc_error
-from happyneurons.v1 import artifacts_pb2, jobs_pb2, stage_service_pb2, stage_service_pb2_grpc
+from happyneurons.rpc.client import call, connect
+from happyneurons.rpc.convert import job_spec_message
+from happyneurons.v1 import jobs_pb2, stage_service_pb2, stage_service_pb2_grpc
 
 TIMEOUT_S = 10.0
 
@@ -43,10 +48,7 @@ class ServiceExecutor:
         self._description: stage_service_pb2.DescribeResponse | None = None
 
     def _call(self, method: Any, request: Any) -> Any:
-        try:
-            return method(request, timeout=TIMEOUT_S)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        return call(method, request, timeout_s=TIMEOUT_S, peer=f"the stage server at {self.address}")
 
     def _describe(self) -> stage_service_pb2.DescribeResponse:
         if self._description is None:
@@ -73,16 +75,11 @@ class ServiceExecutor:
                 "both need the same store"
             )
         spec = load_spec(store, key)
-        inputs = {
-            name: artifacts_pb2.ArtifactUris(uris=[r.uri for r in refs]) for name, refs in spec.inputs.items()
-        }
+        inputs = {name: [r.uri for r in refs] for name, refs in spec.inputs.items()}
         request = stage_service_pb2.SubmitJobRequest(
-            spec=jobs_pb2.JobSpec(
-                stage=spec.stage, inputs=inputs, params=params_to_struct(spec.params),
-                resources=resources_to_proto(submission.resources), allow_failed_tasks=spec.allow_failed_tasks,
-            ),
+            spec=job_spec_message(spec.stage, inputs, spec.params, submission.resources, spec.allow_failed_tasks),
             retry_quarantined=submission.retry_quarantined,
-        )  # fmt: skip
+        )
         job = self._call(self._stub.SubmitJob, request).job
         if job.key != key:
             raise UserError(
@@ -96,7 +93,7 @@ class ServiceExecutor:
         for handle in handles:
             try:
                 job = self._call(self._stub.GetJob, stage_service_pb2.GetJobRequest(key=handle)).job
-            except (StoreError, NotFoundError) as error:
+            except (UnavailableError, StoreError, NotFoundError) as error:
                 reports[handle] = ProcessReport(ProcessState.UNKNOWN, detail=str(error))
                 continue
             report = STATES.get(job.state, ProcessReport(ProcessState.UNKNOWN))

@@ -19,12 +19,12 @@ class Architecture(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    depth: int = Field(6, ge=2, le=32, description="Number of modules, the first one included")
-    features: int = Field(16, ge=1, le=256, description="Channels between the convolutions")
-    fov_zyx: Triple = Field((21, 21, 21), description="Field of view, voxels, odd numbers")
-    deltas_zyx: Triple = Field((6, 6, 6), description="Step of the field of view, voxels; below half of it")
-    image_mean: float = Field(128.0, description="Grey value that becomes 0")
-    image_stddev: float = Field(33.0, gt=0, description="Grey values that become 1")
+    depth: int = Field(default=6, ge=2, le=32, description="Number of modules, the first one included")
+    features: int = Field(default=16, ge=1, le=256, description="Channels between the convolutions")
+    fov_zyx: Triple = Field(default=(21, 21, 21), description="Field of view, voxels, odd numbers")
+    deltas_zyx: Triple = Field(default=(6, 6, 6), description="Step of the field of view, voxels; below half of it")
+    image_mean: float = Field(default=128.0, description="Grey value that becomes 0")
+    image_stddev: float = Field(default=33.0, gt=0, description="Grey values that become 1")
 
     @field_validator("fov_zyx")
     @classmethod

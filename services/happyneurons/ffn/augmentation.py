@@ -16,17 +16,25 @@ class Augmentation(BaseModel):
     """How strong each change is; 0 leaves it out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    flips: bool = Field(True, description="Mirror along each axis and exchange x and y, each with probability 1/2")
-    contrast: float = Field(0.3, ge=0, le=0.9, description="Contrast of a patch is multiplied by up to 1 ± this")
-    brightness: float = Field(0.4, ge=0, le=3, description="Brightness of a patch changes by up to ± this (stddevs)")
-    section_contrast: float = Field(0.1, ge=0, le=0.9, description="The same, for every section on its own")
-    section_brightness: float = Field(0.15, ge=0, le=3, description="The same, for every section on its own (stddevs)")
-    noise: float = Field(0.3, ge=0, le=3, description="Largest stddev of added white noise (stddevs)")
-    blur_px: float = Field(0.8, ge=0, le=5, description="Largest sigma of a Gaussian blur in the section (px)")
-    jitter_px: float = Field(
-        1.0, ge=0, le=8, description="Stddev of the shift of each section (px), in both directions"
+    flips: bool = Field(
+        default=True, description="Mirror along each axis and exchange x and y, each with probability 1/2"
     )
-    missing: float = Field(0.005, ge=0, le=0.5, description="Probability that a section is blank")
+    contrast: float = Field(
+        default=0.3, ge=0, le=0.9, description="Contrast of a patch is multiplied by up to 1 ± this"
+    )
+    brightness: float = Field(
+        default=0.4, ge=0, le=3, description="Brightness of a patch changes by up to ± this (stddevs)"
+    )
+    section_contrast: float = Field(default=0.1, ge=0, le=0.9, description="The same, for every section on its own")
+    section_brightness: float = Field(
+        default=0.15, ge=0, le=3, description="The same, for every section on its own (stddevs)"
+    )
+    noise: float = Field(default=0.3, ge=0, le=3, description="Largest stddev of added white noise (stddevs)")
+    blur_px: float = Field(default=0.8, ge=0, le=5, description="Largest sigma of a Gaussian blur in the section (px)")
+    jitter_px: float = Field(
+        default=1.0, ge=0, le=8, description="Stddev of the shift of each section (px), in both directions"
+    )
+    missing: float = Field(default=0.005, ge=0, le=0.5, description="Probability that a section is blank")
 
     @property
     def margin_px(self) -> int:

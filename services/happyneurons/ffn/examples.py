@@ -49,9 +49,14 @@ class PatchSource:
     """
 
     def __init__(
-        self, volumes: Sequence[TrainingVolume], architecture: Architecture, *, fov_moves: int, augmentation: Augmentation | None,
+        self,
+        volumes: Sequence[TrainingVolume],
+        architecture: Architecture,
+        *,
+        fov_moves: int,
+        augmentation: Augmentation | None,
         seed: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._volumes, self._augmentation = volumes, augmentation
         moves = tuple(d * fov_moves for d in architecture.deltas_zyx)
         self.shape = tuple(f + 2 * m for f, m in zip(architecture.fov_zyx, moves, strict=True))
@@ -108,7 +113,8 @@ class Walker:
 
     def update(self, logits: FloatArray) -> None:
         """Take the network's prediction for the field of view given last."""
-        assert self._patch is not None and self._queue is not None
+        assert self._patch is not None
+        assert self._queue is not None
         self._patch.seed[self._box(self._position)] = logits
         self._queue.expand(logits, self._position)
 

@@ -19,6 +19,8 @@ import tensorflow as tf
 
 from happyneurons.ffn.architecture import Architecture, check_weights, layer_names
 
+__all__ = ["Predictor", "build_network", "get_weights", "keras", "set_weights", "tf", "use_threads"]
+
 
 def use_threads(threads: int) -> None:
     """Limit TensorFlow to `threads` in this process; without effect once it has computed something."""

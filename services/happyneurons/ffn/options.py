@@ -40,7 +40,7 @@ class InferenceOptions(BaseModel):
         ge=0,
         le=1,
         description="Fast mode: where less than this fraction of the centre of the field of view is unexplored or "
-        "undecided (|logit| <= 1), the network is not run again, the search goes on from the mask that is there. 0: exact",
+        "undecided (|logit| <= 1), the network is not run again, the search goes on from the mask as it is. 0: exact",
     )
     seed_order: Literal["position", "depth"] = Field(
         "position", description="Seeds in the order of their coordinates (google/ffn), or farthest from edges first"

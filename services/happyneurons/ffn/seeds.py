@@ -40,7 +40,7 @@ def peak_seeds(
     if excluded is not None:
         distance[excluded] = -1
     # Noise decides between equal distances; its seed is fixed, so that results can be repeated.
-    height = distance + np.random.RandomState(42).rand(*distance.shape) * 1e-4  # noqa: NPY002  (google/ffn's noise)
+    height = distance + np.random.RandomState(42).rand(*distance.shape) * 1e-4
     peaks = (ndimage.maximum_filter(height, size=2 * PEAK_DISTANCE + 1, mode="nearest") == height) & (height > 0)
     peaks &= distance >= min_edge_distance
     for axis in range(3):

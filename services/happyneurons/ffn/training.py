@@ -102,10 +102,18 @@ class Trainer:
 
 
 def train(
-    architecture: Architecture, volumes: Sequence[TrainingVolume], options: TrainingOptions, augmentation: Augmentation, store: Store, *,
-    validation: Sequence[TrainingVolume] | None = None, weights: dict[str, np.ndarray] | None = None, threads: int = 1,
-    log: logging.Logger | None = None, after_block: Callable[[int], None] | None = None,
-) -> tuple[dict[str, np.ndarray], list[dict[str, float]]]:  # fmt: skip
+    architecture: Architecture,
+    volumes: Sequence[TrainingVolume],
+    options: TrainingOptions,
+    augmentation: Augmentation,
+    store: Store,
+    *,
+    validation: Sequence[TrainingVolume] | None = None,
+    weights: dict[str, np.ndarray] | None = None,
+    threads: int = 1,
+    log: logging.Logger | None = None,
+    after_block: Callable[[int], None] | None = None,
+) -> tuple[dict[str, np.ndarray], list[dict[str, float]]]:
     """Train, or go on from the checkpoint in `store`. Returns the weights and a figure row for each block.
 
     validation: volumes for judging; the training volumes (without augmentation) if None.

@@ -58,8 +58,8 @@ class CoarseShift:
     """Where the second picture lies on the first one.
 
     shift_xy: b - a, px. correlation: of the pixels that overlap, -1..1. significance: height of the
-    peak over what chance gives at all shifts tried, in robust standard deviations; true shifts of
-    EM pictures reach 10 and more, chance about 5. runner_up: the same for the highest peak
+    peak in units of the highest that chance would make among so many shifts: below 1.2 it means
+    nothing, true shifts of EM pictures reach 1.5 to 5. runner_up: the same for the highest peak
     elsewhere. overlap_px: pixels that overlap.
     """
 
@@ -115,16 +115,17 @@ def coarse_shift(
         return None
     correlation = np.where(usable, (product - sum_a * sum_b / safe) / np.where(usable, scale, 1.0), 0.0)
     height = correlation * np.sqrt(count)
-    spread = 1.4826 * float(np.median(np.abs(height[usable]))) + 1e-9
+    # The highest of n normal values is about sqrt(2 ln n) standard deviations.
+    chance = np.sqrt(2 * np.log(usable.sum() + 3)) * 1.4826 * float(np.median(np.abs(height[usable]))) + 1e-9
     y, x = np.unravel_index(int(np.argmax(np.where(usable, height, -np.inf))), height.shape)
     away = usable.copy()
     away[max(0, y - 4) : y + 5, max(0, x - 4) : x + 5] = False
-    runner_up = float(height[away].max()) / spread if away.any() else 0.0
+    runner_up = float(height[away].max() / chance) if away.any() else 0.0
     dx, dy = _peak_offset(height, int(x), int(y))
     return CoarseShift(
         shift_xy=(float(shifts_x[x]) + dx, float(shifts_y[y]) + dy),
         correlation=float(correlation[y, x]),
-        significance=float(height[y, x]) / spread,
+        significance=float(height[y, x] / chance),
         runner_up=runner_up,
         overlap_px=float(count[y, x]),
     )
@@ -311,12 +312,19 @@ def apply_affine(matrix: ArrayLike, xy: ArrayLike) -> Floats:
 
 
 def affine_inliers(
-    matches: Matches, *, first_px: float = 6.0, least_px: float = 1.5, ridge: float = 25.0, iterations: int = 4
+    matches: Matches,
+    *,
+    first_px: float = 6.0,
+    least_px: float = 1.5,
+    most_px: float = float("inf"),
+    ridge: float = 25.0,
+    iterations: int = 4,
 ) -> tuple[np.ndarray, Floats]:
     """(mask of the matches that follow one affine map, that (2, 3) map).
 
     Starts from the median offset (within `first_px`), then refits; a match stays if its residual is
-    below max(least_px, 3 * median residual).
+    below 3 * median residual, but at least least_px and at most most_px. Without most_px, scattered
+    matches that agree on nothing would all stay.
     """
     if not len(matches):
         return np.zeros(0, bool), np.array([[1.0, 0, 0], [0, 1.0, 0]])
@@ -327,11 +335,66 @@ def affine_inliers(
     for _ in range(iterations):
         matrix = fit_affine(matches.xy_a[keep], matches.xy_b[keep], matches.score[keep], ridge)
         residual = np.linalg.norm(apply_affine(matrix, matches.xy_a) - matches.xy_b, axis=1)
-        again = residual <= max(least_px, 3 * float(np.median(residual[keep])))
+        again = residual <= min(most_px, max(least_px, 3 * float(np.median(residual[keep]))))
         if not again.any() or np.array_equal(again, keep):
             break
         keep = again
     return keep, matrix
+
+
+@dataclass(frozen=True)
+class SmoothMap:
+    """A map of a strip a → b: affine, plus what bends along the strip's longer side (see `fit_smooth`)."""
+
+    middle: Floats
+    half_length: float
+    along: int
+    coefficients: Floats
+
+    def __call__(self, xy: ArrayLike) -> Floats:
+        """(n, 2) px of a → (n, 2) px of b."""
+        p = np.asarray(xy, dtype=np.float64).reshape(-1, 2)
+        return p + self._terms(p) @ self.coefficients
+
+    def _terms(self, p: Floats) -> Floats:
+        relative = (p - self.middle) / self.half_length
+        s, t = relative[:, self.along], relative[:, 1 - self.along]
+        return np.stack([np.ones_like(s), s, t, s * s, s * t, s**3], axis=1)
+
+
+def fit_smooth(
+    matches: Matches, *, least_px: float = 1.5, most_px: float = 4.0, ridge_px: float = 0.5, iterations: int = 8
+) -> tuple[np.ndarray, SmoothMap]:
+    """(mask of the matches that follow one smooth map, that map), for a strip of matches.
+
+    The map is q - p = a polynomial: constant, both linear terms, and along the longer side of the
+    strip the quadratic, mixed and cubic ones. Robust by reweighting (Cauchy) from a wide scale to a
+    narrow one, weighted by score. Terms that the matches do not determine stay near 0: ridge_px is
+    the error of a match that weighs as much as a px of such a term. In the end a match is kept if its
+    residual is below 3 * median residual, but at least least_px and at most most_px.
+    """
+    p, q = matches.xy_a, matches.xy_b
+    if not len(matches):
+        return np.zeros(0, bool), SmoothMap(np.zeros(2), 1.0, 0, np.zeros((6, 2)))
+    low, high = p.min(axis=0), p.max(axis=0)
+    along = int(np.argmax(high - low))
+    shape = SmoothMap((low + high) / 2, max(float((high - low)[along]) / 2, 16.0), along, np.zeros((6, 2)))
+    terms, goal = shape._terms(p), q - p
+    start = np.median(goal, axis=0)
+    goal = goal - start
+    ridge = ridge_px**2 * np.diag([1e-6, 1e-2, 1.0, 1.0, 1.0, 1.0])
+    coefficients = np.zeros((6, 2))
+    residual = np.linalg.norm(goal, axis=1)
+    scale = max(most_px, float(np.median(residual)))
+    for _ in range(iterations):
+        weight = matches.score / (1 + (residual / scale) ** 2)
+        normal = (terms * weight[:, None]).T @ terms + ridge
+        coefficients = np.linalg.solve(normal, (terms * weight[:, None]).T @ goal)
+        residual = np.linalg.norm(goal - terms @ coefficients, axis=1)
+        scale = max(least_px / 2, scale * 0.6)
+    keep = residual <= min(most_px, max(least_px, 3 * float(np.median(residual))))
+    coefficients[0] += start
+    return keep, SmoothMap(shape.middle, shape.half_length, along, coefficients)
 
 
 def block_centres(x0: float, y0: float, x1: float, y1: float, step_px: float) -> Floats:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 from happyneurons.errors import UserError
 from happyneurons.store.artifacts import Bounds
@@ -62,7 +62,7 @@ class SubvolumeGrid:
             axes.append(_intervals(low, high, self.size_xyz[axis], self.overlap_xyz[axis], name))
         self._axes: list[list[tuple[int, int]]] = axes
         # Cores meet in the middle of the overlap, where both boxes have the most context.
-        self._cuts = [[a[0][0], *((p[1] + q[0]) // 2 for p, q in zip(a, a[1:], strict=False)), a[-1][1]] for a in axes]
+        self._cuts = [[a[0][0], *((p[1] + q[0]) // 2 for p, q in pairwise(a)), a[-1][1]] for a in axes]
 
     @property
     def shape_zyx(self) -> Triple:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -145,7 +145,7 @@ def alignment_errors(points: np.ndarray, aligned: Mapping[int, np.ndarray]) -> A
     forward = np.linalg.lstsq(design, a - a.mean(axis=0), rcond=None)[0]
     back = np.linalg.pinv(forward)
     adjacent = {}
-    for z, following in zip(sections, sections[1:], strict=False):
+    for z, following in pairwise(sections):
         both = shown[z] & shown[following]
         adjacent[z] = np.linalg.norm((aligned[z][both] - aligned[following][both]) @ back, axis=1)
     return AlignmentErrors(

@@ -32,7 +32,7 @@ from happyneurons.jobs.attempts import (
 from happyneurons.jobs.spec import JobSpec, job_uri, make_spec, save_spec
 from happyneurons.orchestrator.conditions import evaluate, metric_names
 from happyneurons.orchestrator.pipeline import PipelineJob, reference
-from happyneurons.orchestrator.runlog import Event, append_event, now
+from happyneurons.orchestrator.runlog import Event, append_event, now, read_events
 from happyneurons.orchestrator.state import (
     FINAL,
     RUN_FINAL,
@@ -43,7 +43,7 @@ from happyneurons.orchestrator.state import (
     RunStatus,
 )
 from happyneurons.stages import load_stage
-from happyneurons.store.artifacts import Manifest, artifact_uri
+from happyneurons.store.artifacts import Manifest
 from happyneurons.store.documents import Store
 
 log = logging.getLogger("happyneurons.orchestrator")
@@ -88,6 +88,17 @@ class RunDriver:
             self.status.apply(event)
             self.events.append(event)
             self.changed.notify_all()
+
+    def observe(self) -> None:
+        """Take over what another orchestrator wrote, and the progress of its jobs."""
+        with self.changed:
+            for event in read_events(self.store, self.status.run_id, self.status.last_event):
+                self.replay(event)
+            for name, job in self.status.jobs.items():
+                if job.phase is not JobPhase.RUNNING:
+                    self.progress.pop(name, None)
+                elif (number := self._our_attempt(job)) is not None:
+                    self._take_progress(name, attempt_progress(self.store, job.key, number))
 
     # --- one step ------------------------------------------------------------------------------
 
@@ -195,6 +206,14 @@ class RunDriver:
             return
         if self.busy_elsewhere(self.status.run_id, spec.key):
             return  # the same job is at work in another run: its result will serve both
+        numbers = attempt_numbers(self.store, spec.key)
+        if numbers and attempt_end(self.store, spec.key, numbers[-1]) is None:
+            # Left by a process that drove another run and is gone, or driven by one that lives.
+            self.record(
+                "job_submitted", name, f"attempt {numbers[-1]} was open already: followed", key=spec.key, handle="",
+                after_attempt=numbers[-1] - 1,
+            )  # fmt: skip
+            return
         executor = self.executors.get(job.job.site)
         refusal = (
             f"no site {job.job.site!r}; there are {', '.join(sorted(self.executors))}"
@@ -205,7 +224,6 @@ class RunDriver:
             self.record("job_failed", name, f"site {job.job.site}: {refusal}", kind="user")
             return
         save_spec(self.store, spec)
-        numbers = attempt_numbers(self.store, spec.key)
         submission = Submission(
             job_uri(self.store, spec.key), job.job.stage, job.job.resources, retry_quarantined=job.retry_quarantined
         )
@@ -234,9 +252,7 @@ class RunDriver:
         end = attempt_end(self.store, job.key, number)
         if end is None:
             progress = attempt_progress(self.store, job.key, number)
-            if progress is not None and progress != self.progress.get(name):
-                self.progress[name] = progress
-                self.changed.notify_all()
+            self._take_progress(name, progress)
             if self.status.cancel_requested:
                 request_cancel(self.store, job.key, number, self.status.message)
             dead = self._death(name, job, number, report, progress)
@@ -244,6 +260,11 @@ class RunDriver:
                 return
             end = supersede(self.store, job.key, number, self.owner, dead)
         self._ended(name, job, end)
+
+    def _take_progress(self, name: str, progress: dict[str, Any] | None) -> None:
+        if progress is not None and progress != self.progress.get(name):
+            self.progress[name] = progress
+            self.changed.notify_all()
 
     def _our_attempt(self, job: JobStatus) -> int | None:
         numbers = attempt_numbers(self.store, job.key)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from happyneurons.errors import HappyError, NotFoundError, UserError
+from happyneurons.errors import ConflictError, HappyError, NotFoundError, UserError
 from happyneurons.executors.base import Executor
 from happyneurons.jobs.attempts import owner_id
 from happyneurons.orchestrator.driver import RunDriver
@@ -33,17 +33,24 @@ log = logging.getLogger("happyneurons.orchestrator")
 TICK_S = 0.5
 
 
-class RequestConflictError(UserError):
+class RequestConflictError(ConflictError):
     """A request id was used for something else."""
 
 
 class Orchestrator:
-    """Runs of one store. `start` takes up what a predecessor left."""
+    """Runs of one store. `start` takes up what a predecessor left.
 
-    def __init__(self, store: Store, sites: Mapping[str, Executor], default_site: str = "local") -> None:
-        self.store, self.sites, self.default_site = store, sites, default_site
+    drive: False for one that only reads, following what others write (`hpn status` without a server).
+    """
+
+    def __init__(
+        self, store: Store, sites: Mapping[str, Executor], default_site: str = "local", *, drive: bool = True
+    ) -> None:
+        self.store, self.sites, self.default_site, self.drive = store, sites, default_site, drive
         self.owner = owner_id()
         self._drivers: dict[str, RunDriver] = {}
+        self._own: set[str] = set()
+        self._resume = True
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closed = False
@@ -51,13 +58,21 @@ class Orchestrator:
         self.ticks = 0
         self.last_error = ""
 
-    def start(self) -> None:
-        """Replay unfinished runs and begin to drive them."""
-        self.store.check_writable()
-        for run_id in list_runs(self.store):
+    def start(self, *, resume: bool = True) -> None:
+        """Replay unfinished runs and begin to drive them, and those that come.
+
+        Without `resume` only what is submitted to this one, or adopted, is driven.
+        """
+        self._resume = resume
+        if self.drive:
+            self.store.check_writable()
+        for run_id in list_runs(self.store) if resume and self.drive else []:
             summary = self.store.find_json(f"{run_folder(run_id)}/summary.json")
             if summary is None or RunPhase(summary["phase"]) not in RUN_FINAL:
-                self._load(run_id)
+                try:
+                    self._load(run_id)
+                except HappyError as error:  # its stages are not installed here, say: the others go on
+                    log.error("run %s cannot be resumed: %s", run_id, error)
         self._thread.start()
 
     def close(self) -> None:
@@ -110,9 +125,10 @@ class Orchestrator:
                     raise RequestConflictError(f"request id {request_id!r} was used for another pipeline")
                 run_id = known["run_id"]
         create_run(self.store, run_id, document)
-        driver = self.driver(run_id)
-        if driver.status.last_event == 0:
-            driver.record("run_submitted")
+        driver = self.adopt(run_id)
+        with driver.changed:
+            if driver.status.last_event == 0:
+                driver.record("run_submitted")
         self._wake.set()
         return driver
 
@@ -120,14 +136,28 @@ class Orchestrator:
         """The driver of a run, loaded from its log if need be. Raises NotFoundError."""
         return self._drivers.get(run_id) or self._load(run_id)
 
-    def summaries(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """`(run id, summary)`, latest first."""
+    def adopt(self, run_id: str) -> RunDriver:
+        """The driver of a run, which this orchestrator drives from now on. Raises NotFoundError."""
+        self._own.add(run_id)
+        self._wake.set()
+        return self.driver(run_id)
+
+    def summaries(self, before: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+        """`(run id, summary)`, latest first; only runs older than run `before`, if given."""
         for run_id in reversed(list_runs(self.store)):
+            if before and run_id >= before:
+                continue
             if run_id in self._drivers:
                 yield run_id, _summary(self._drivers[run_id].status)
                 continue
             summary = self.store.find_json(f"{run_folder(run_id)}/summary.json")
-            yield run_id, summary if summary is not None else _summary(self.driver(run_id).status)
+            if summary is None or RunPhase(summary["phase"]) not in RUN_FINAL:
+                try:
+                    summary = _summary(self.driver(run_id).status)
+                except HappyError as error:
+                    log.error("run %s: %s", run_id, error)
+                    continue
+            yield run_id, summary
 
     def drivers(self) -> list[RunDriver]:
         """All runs in memory: the unfinished ones and those that somebody asked for."""
@@ -147,13 +177,13 @@ class Orchestrator:
             default_site=spec.get("default_site") or self.default_site,
         )  # fmt: skip
         status = RunStatus.fresh(run_id, pipeline, spec)
-        driver = RunDriver(self.store, status, self.sites, self._busy_elsewhere, self.owner)
+        driver = RunDriver(self.store, status, self.sites, self.busy_elsewhere, self.owner)
         for event in read_events(self.store, run_id):
             driver.replay(event)
         with self._lock:
             return self._drivers.setdefault(run_id, driver)
 
-    def _busy_elsewhere(self, run_id: str, key: str) -> str | None:
+    def busy_elsewhere(self, run_id: str, key: str) -> str | None:
         """Another run in which the job of this key is at work."""
         for other, driver in list(self._drivers.items()):
             for job in driver.status.jobs.values():
@@ -170,13 +200,17 @@ class Orchestrator:
             for driver in self.drivers():
                 try:
                     before = driver.status.phase
+                    if not self.drive or not (self._resume or driver.status.run_id in self._own):
+                        if before not in RUN_FINAL:
+                            driver.observe()
+                        continue
                     driver.tick()
                     if driver.status.phase is not before:
                         self._write_summary(driver.status)
                     self.last_error = ""
                 except LogConflictError as error:
                     log.warning("%s: reading what it wrote", error)
-                    self._catch_up(driver)
+                    self.catch_up(driver)
                 except HappyError as error:  # the store is away, say: the state is in the log, try again
                     self.last_error = str(error)
                     log.error("run %s: %s", driver.status.run_id, error)
@@ -186,10 +220,10 @@ class Orchestrator:
             self.ticks += 1
             self._wake.wait(TICK_S)
 
-    def _catch_up(self, driver: RunDriver) -> None:
+    def catch_up(self, driver: RunDriver) -> None:
+        """Take over what another orchestrator wrote."""
         try:
-            for event in read_events(self.store, driver.status.run_id, driver.status.last_event):
-                driver.replay(event)
+            driver.observe()
         except HappyError as error:
             log.error("run %s: %s", driver.status.run_id, error)
 

@@ -6,6 +6,7 @@ Lives here, not in `jobs`: `jobs` and `store` must not know the wire format.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,14 +32,18 @@ def timestamp(seconds: float) -> Timestamp | None:
     """A moment in seconds since 1970; None for 0 (it has not come yet)."""
     if not seconds:
         return None
-    return Timestamp(seconds=int(seconds), nanos=int(round((seconds % 1) * 1e6)) * 1000 % 1_000_000_000)
+    message = Timestamp()
+    message.FromMicroseconds(round(seconds * 1e6))
+    return message
 
 
 def duration(seconds: float | None) -> Duration | None:
     """A length of time; None for one that is not known."""
     if seconds is None:
         return None
-    return Duration(seconds=int(seconds), nanos=int((seconds % 1) * 1e9))
+    message = Duration()
+    message.FromMicroseconds(round(seconds * 1e6))
+    return message
 
 
 def struct(values: Mapping[str, Any]) -> struct_pb2.Struct:
@@ -140,13 +145,14 @@ def progress_message(progress: Mapping[str, Any]) -> jobs_pb2.TaskProgress:
 
 def failure_message(kind: str, message: str, job_uri: str, quarantined: Sequence[str] = ()) -> jobs_pb2.Failure:
     """Why a job ended without a result. `kind`: user, task or infrastructure."""
-    from happyneurons.worker.reproduce import reproduce_command
-
+    reproduce = ""
+    if quarantined:
+        reproduce = f"hpn-stage run {shlex.quote(job_uri)} --task {shlex.quote(quarantined[0])}"
     return jobs_pb2.Failure(
         kind=FAILURE_KINDS.get(kind, jobs_pb2.FAILURE_KIND_UNSPECIFIED),
         message=message,
         quarantined_tasks=list(quarantined)[:QUARANTINED_SHOWN],
-        reproduce_command=reproduce_command(job_uri, quarantined[0]) if quarantined else "",
+        reproduce_command=reproduce,
     )
 
 

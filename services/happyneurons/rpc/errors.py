@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2, message
@@ -59,7 +60,9 @@ def to_status(error: BaseException) -> status_pb2.Status:
     if not isinstance(error, HappyError):
         return status_pb2.Status(code=_number(Code.INTERNAL), message="internal error; the server's log says more")
     code = next((code for cls, code in _CODES if isinstance(error, cls)), Code.UNKNOWN)
-    details: list[message.Message] = [error_details_pb2.ErrorInfo(reason=type(error).__name__, domain=DOMAIN)]
+    # The class that clients know, of which this one may be a special case.
+    reason = next((cls.__name__ for cls, _ in _CODES if isinstance(error, cls)), "HappyError")
+    details: list[message.Message] = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)]
     if isinstance(error, UserError) and error.violations:
         fields = [
             error_details_pb2.BadRequest.FieldViolation(field=path, description=expected)
@@ -73,10 +76,10 @@ def to_status(error: BaseException) -> status_pb2.Status:
 
 def from_rpc_error(error: grpc.RpcError, peer: str = "the server") -> HappyError:
     """The error that the server raised, or what its code means. `peer` is what messages call the server."""
-    assert isinstance(error, grpc.Call)
-    code = error.code() or Code.UNKNOWN
-    text = error.details() or code.name
-    status = rpc_status.from_call(error)
+    call: Any = error  # errors of calls are calls, too; the type does not say so
+    code: grpc.StatusCode = call.code() or Code.UNKNOWN
+    text = call.details() or code.name
+    status = rpc_status.from_call(call)
     if status is not None:
         cls, violations = _details(status)
         if cls is not None:

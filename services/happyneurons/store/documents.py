@@ -23,6 +23,8 @@ from happyneurons.errors import NotFoundError, StoreAccessError, StoreError, Use
 if TYPE_CHECKING:
     import numpy as np
 
+Names = list[str]  # inside Store, `list` is its method
+
 SCHEMES = ("file", "s3", "gs", "az", "memory")
 
 
@@ -166,7 +168,7 @@ class Store:
                 for meta in page:
                     yield meta["path"]
 
-    def folders(self, prefix: str) -> list[str]:
+    def folders(self, prefix: str) -> Names:
         """Names of the folders directly below a folder, sorted."""
         import obstore
 

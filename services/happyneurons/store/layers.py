@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from happyneurons.errors import UserError
-from happyneurons.store.documents import normalize_uri
 from happyneurons.store.cloud import cloud_secrets, cloudpath
+from happyneurons.store.documents import normalize_uri
 
 
 def open_meshes(uri: str) -> Any:

@@ -73,7 +73,7 @@ class PrecomputedVolume:
 
     def write(self, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
         """Write a block whose faces lie on chunk borders or on the volume's own faces."""
-        stop = np.add(start_zyx, block_zyx.shape)
+        stop = [a + n for a, n in zip(start_zyx, block_zyx.shape, strict=True)]
         block = np.asarray(block_zyx, dtype=self.dtype).T[..., np.newaxis]
         with volume_errors(self.uri):
             self._cv[_slices(start_zyx, stop)] = np.asfortranarray(block)

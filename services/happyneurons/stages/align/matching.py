@@ -139,9 +139,7 @@ def coarse_affine(a: Level, b: Level, settings: MatchSettings) -> tuple[Doubles,
     """
     height, width = a.image.shape
     reach = int(np.ceil(settings.maximum_shift_px / a.factor)) + 1
-    size = tuple(
-        cv2.getOptimalDFTSize(max(m, n) + reach) for m, n in zip(a.image.shape, b.image.shape, strict=True)
-    )
+    size = tuple(cv2.getOptimalDFTSize(max(m, n) + reach) for m, n in zip(a.image.shape, b.image.shape, strict=True))
     fa, fm = (_spectrum(x, size) for x in (a.image, a.mask))
     middle = np.array([(b.image.shape[1] - 1) / 2, (b.image.shape[0] - 1) / 2])
 
@@ -207,7 +205,11 @@ class _Field:
         gx, gy = np.meshgrid((x + 0.5) / self.pitch_px - 0.5, (y + 0.5) / self.pitch_px - 0.5)
         return np.asarray(
             cv2.remap(
-                self.shifts, gx.astype(np.float32), gy.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+                self.shifts,
+                gx.astype(np.float32),
+                gy.astype(np.float32),
+                cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_REPLICATE,
             )
         )
 
@@ -227,6 +229,11 @@ class _Places:
     valid: NDArray[np.bool_]
 
 
+def _centres(count: int, pitch_px: float) -> Doubles:
+    """Centres of so many cells of that size, px."""
+    return (np.arange(count, dtype=np.float64) + 0.5) * pitch_px - 0.5
+
+
 def _affine_grid(matrix: Doubles, x: Doubles, y: Doubles) -> Doubles:
     points = np.stack(np.meshgrid(x, y), axis=-1)
     return points @ matrix[:, :2].T + matrix[:, 2]
@@ -243,14 +250,13 @@ def _refine(
     f, cell = a.factor, _cell(a)
     height, width = a.image.shape
     centre = (f - 1) / 2
-    x, y = np.arange(width) * f + centre, np.arange(height) * f + centre
+    x, y = (np.arange(n, dtype=np.float64) * f + centre for n in (width, height))
     target = ((field.targets(x, y) - centre) / f).astype(np.float32)
     image, mask = (cv2.remap(m, target[..., 0], target[..., 1], cv2.INTER_LINEAR) for m in (b.image, b.mask))
     # Coarse levels hold fewer pixels: their window shrinks less than their pixels grow.
     window = settings.window_px / min(f, 2)
     shift, correlation, valid = _correlation_peaks(a.image, a.mask, image, mask, radius, cell, window)
-    gx = (np.arange(shift.shape[1]) + 0.5) * (cell * f) - 0.5
-    gy = (np.arange(shift.shape[0]) + 0.5) * (cell * f) - 0.5
+    gx, gy = (_centres(n, cell * f) for n in (shift.shape[1], shift.shape[0]))
     found = np.isfinite(shift[..., 0]) & (correlation > _MINIMUM_CORRELATION) & valid
     ok = _agreeing(np.nan_to_num(shift), found)
     turned = np.nan_to_num(shift).astype(np.float64) @ field.matrix[:, :2].T * f
@@ -343,10 +349,7 @@ def _smooth(values: Floats, weight: Floats, sigma_cells: float) -> Floats:
         sigma = sigma_cells * 3.0**k
         w = cv2.GaussianBlur(weight, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
         v = np.stack(
-            [
-                cv2.GaussianBlur(values[..., c] * weight, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
-                for c in (0, 1)
-            ],
+            [cv2.GaussianBlur(values[..., c] * weight, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT) for c in (0, 1)],
             axis=-1,
         )
         total += scale * v
@@ -374,6 +377,6 @@ def _refit(field: _Field, places: _Places) -> _Field:
     linear = solution[:2].T
     matrix = np.column_stack([linear, solution[2] - linear @ centre])
     ny, nx = field.shifts.shape[:2]
-    gx, gy = ((np.arange(n) + 0.5) * field.pitch_px - 0.5 for n in (nx, ny))
+    gx, gy = (_centres(n, field.pitch_px) for n in (nx, ny))
     moved = _affine_grid(field.matrix, gx, gy) - _affine_grid(matrix, gx, gy)
     return _Field(matrix, (field.shifts + moved).astype(np.float32), field.pitch_px)

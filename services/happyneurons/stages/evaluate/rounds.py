@@ -106,7 +106,9 @@ class Labels(Round):
         subject = Subject.of(context)
         start, stop = subject.box
         edge = max(np.subtract(stop, start)) if subject.in_one_piece else subject.params.block_voxels
-        ranges = [[(a, min(a + int(edge), b)) for a in range(low, b, int(edge))] for low, b in zip(start, stop, strict=True)]
+        ranges = [
+            [(a, min(a + int(edge), b)) for a in range(low, b, int(edge))] for low, b in zip(start, stop, strict=True)
+        ]
         for block in product(*ranges):
             low, high = [a for a, _ in block], [b for _, b in block]
             key = "_".join(str(v) for v in (*low, *high))
@@ -158,9 +160,7 @@ def _labels_report(context: Context[Any]) -> dict[str, Any]:
 
     def table(part: str) -> Contingency:
         found = (store.get_arrays(f"labels/{key}.npz") for key in keys)
-        return Contingency.sum(
-            Contingency(a[f"{part}_first"], a[f"{part}_second"], a[f"{part}_counts"]) for a in found
-        )
+        return Contingency.sum(Contingency(a[f"{part}_first"], a[f"{part}_second"], a[f"{part}_counts"]) for a in found)
 
     raw = table("raw")
     if not raw.counts.sum():

@@ -10,7 +10,6 @@ from pydantic import Field
 
 from happyneurons.errors import UserError
 from happyneurons.jobs.stage import Context, InputSpec, Output, OutputSpec, Round, Stage, StageParams, StageResult
-from happyneurons.store.artifacts import Bounds
 from happyneurons.store.documents import Store, local_path
 
 REPORT = "report"
@@ -28,7 +27,10 @@ class EvaluateParams(StageParams):
         description="nearest: score also with unsegmented voxels given to the nearest segment (figures fill_…); "
         "none: only voxels that are segmented, with the coverage",
     )
-    bounds: Bounds | None = Field(None, description="Part of the segmentation to score, voxels; default: all of it")
+    bounds_xyz: tuple[tuple[int, int, int], tuple[int, int, int]] | None = Field(
+        None,
+        description="Part of the segmentation to score: minimum and maximum (exclusive), voxels; default: all of it",
+    )
     inner_margin_xyz: tuple[int, int, int] = Field(
         (0, 0, 0), description="Voxels left out at each face (x, y, z), where a segmentation lacks context"
     )
@@ -84,11 +86,13 @@ class Evaluate(Stage[EvaluateParams]):
                 "(and aligned)"
             )
         if subject.scores_labels and context.params.acquisition is not None and not subject.through_tissue:
-            raise UserError("evaluate: with params.acquisition, give the aligned sections that were segmented as aligned")
+            raise UserError(
+                "evaluate: with params.acquisition, give the aligned sections that were segmented as aligned"
+            )
         if context.optional_input("segmentation") is not None and not subject.scores_labels:
             raise UserError("evaluate: no ground truth for the segmentation; give the input truth")
         if subject.scores_labels:
-            subject.box  # noqa: B018: raises if the bounds leave nothing
+            subject.check_box()
 
     def rounds(self, context: Context[EvaluateParams]) -> Sequence[Round]:
         from happyneurons.stages.evaluate.rounds import Alignment, Labels, Montage, Summary

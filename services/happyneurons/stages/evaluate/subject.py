@@ -118,22 +118,25 @@ class Subject:
         assert self.labels_uri is not None
         return open_volume(load_artifact(self.labels_uri).data_uri)
 
-    @cached_property
-    def box(self) -> tuple[Triple, Triple]:
-        """(start_zyx, stop_zyx) of what is scored. Raises UserError if nothing is."""
-        low, high = np.array(self.segmentation.start_zyx), np.array(self.segmentation.stop_zyx)
-        if self.params.bounds is not None:
-            low = np.maximum(low, self.params.bounds.minimum_xyz[::-1])
-            high = np.minimum(high, self.params.bounds.maximum_xyz[::-1])
-        low, high = low + self.params.inner_margin_xyz[::-1], high - np.array(self.params.inner_margin_xyz[::-1])
-        if not self.through_tissue:
-            low, high = np.maximum(low, self.truth_volume.start_zyx), np.minimum(high, self.truth_volume.stop_zyx)
-        if (low >= high).any():
+    def check_box(self) -> None:
+        """Raise UserError if there is nothing to score."""
+        if any(a >= b for a, b in zip(*self.box, strict=True)):
             raise UserError(
-                "evaluate: bounds, inner_margin_xyz, the segmentation and the truth have no voxel in common "
+                "evaluate: bounds_xyz, inner_margin_xyz, the segmentation and the truth have no voxel in common "
                 f"(segmentation {self.segmentation.start_zyx}..{self.segmentation.stop_zyx}, truth "
                 f"{self.truth_volume.start_zyx}..{self.truth_volume.stop_zyx}, zyx)"
             )
+
+    @cached_property
+    def box(self) -> tuple[Triple, Triple]:
+        """(start_zyx, stop_zyx) of what is scored."""
+        low, high = np.array(self.segmentation.start_zyx), np.array(self.segmentation.stop_zyx)
+        if self.params.bounds_xyz is not None:
+            low = np.maximum(low, self.params.bounds_xyz[0][::-1])
+            high = np.minimum(high, self.params.bounds_xyz[1][::-1])
+        low, high = low + self.params.inner_margin_xyz[::-1], high - np.array(self.params.inner_margin_xyz[::-1])
+        if not self.through_tissue:
+            low, high = np.maximum(low, self.truth_volume.start_zyx), np.minimum(high, self.truth_volume.stop_zyx)
         return (int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2]))
 
     @cached_property

@@ -121,7 +121,7 @@ def _interpolation(length: int, step: int) -> Floats:
 
 def _upsample(coarse: Floats, rows: Floats, cols: Floats) -> Floats:
     # A product with a zero weight would spread NaN over whole rows: NaN travels as a mark instead.
-    bad = np.isnan(coarse).any(axis=-1)
+    bad = np.isnan(coarse[..., 0] + coarse[..., 1])
     clean = np.where(bad[..., None], 0.0, coarse)
     fine = np.stack([rows @ clean[..., axis] @ cols.T for axis in range(2)], axis=-1)
     if bad.any():

@@ -88,7 +88,7 @@ class Train(Round):
             architecture, weights, {"figures": history[-1], "seed": params.seed, "batch_size": params.batch_size}
         )
         save_model(store, model)
-        for path in [p for p in store.list("checkpoints")]:
+        for path in list(store.list("checkpoints")):
             store.delete(path)
         store.delete("checkpoint.json")
         return _result(model)

@@ -28,16 +28,16 @@ def common_box(image: Volume, labels: Volume) -> tuple[np.ndarray, np.ndarray]:
     """(start_zyx, stop_zyx) of the voxels that both have. Raises UserError if they do not fit together."""
     if not np.allclose(image.voxel_size_nm_xyz, labels.voxel_size_nm_xyz, rtol=1e-3):
         raise UserError(
-            f"ffn-train: image and labels differ in voxel size, {image.voxel_size_nm_xyz} and {labels.voxel_size_nm_xyz} nm: "
-            f"{image.uri}, {labels.uri}"
+            f"ffn-train: image and labels differ in voxel size, {image.voxel_size_nm_xyz} and "
+            f"{labels.voxel_size_nm_xyz} nm: {image.uri}, {labels.uri}"
         )
     start, stop = np.maximum(image.start_zyx, labels.start_zyx), np.minimum(image.stop_zyx, labels.stop_zyx)
     if (stop <= start).any():
         raise UserError(f"ffn-train: image and labels have no voxels in common: {image.uri}, {labels.uri}")
     if np.prod((stop - start).astype(np.float64)) > MAX_VOXELS:
         raise UserError(
-            f"ffn-train: a training volume of {tuple(int(v) for v in stop - start)} (zyx) voxels is too large for memory; "
-            f"give label volumes of at most {MAX_VOXELS // 10**6} million voxels each"
+            f"ffn-train: a training volume of {tuple(int(v) for v in stop - start)} (zyx) voxels is too large "
+            f"for memory; give label volumes of at most {MAX_VOXELS // 10**6} million voxels each"
         )
     return start, stop
 

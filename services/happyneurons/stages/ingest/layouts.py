@@ -170,8 +170,6 @@ def _pattern(folder: Path, pattern: str | None, z_range: tuple[int, int] | None)
             continue
         part = {key: int(value) for key, value in match.groupdict().items() if value is not None}
         z, place = part.get("z", 0), (part.get("row", 0), part.get("col", 0))
-        if z_range and not z_range[0] <= z < z_range[1]:
-            continue
         other = found.setdefault(z, {}).setdefault(place, folder / name)
         if other != folder / name:
             raise UserError(f"source {folder}: both {other.name} and {name} are section {z}, row and column {place}")
@@ -179,13 +177,15 @@ def _pattern(folder: Path, pattern: str | None, z_range: tuple[int, int] | None)
     if not places:
         return Listing({})
     rows, cols = sorted({r for r, _ in places}), sorted({c for _, c in places})
-    # Counting may start at 0 or at 1; the grid may have holes only where every section has them.
+    # Counting may start at 0 or at 1; the grid may have holes only where every section has them. It is
+    # the grid of all sections, so that a part of them is read no differently.
     sections = {
         z: tuple(
             TilePlan(r - rows[0], c - cols[0], tiles.get((r, c)), name=_expected(pattern, z, r, c))
             for r, c in sorted(places)
         )
         for z, tiles in found.items()
+        if z_range is None or z_range[0] <= z < z_range[1]
     }
     return Listing(sections, _gaps(sections, z_range, "no file of it fits the pattern"))
 

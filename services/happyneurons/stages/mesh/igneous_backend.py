@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from happyneurons.errors import UserError
+from happyneurons.imaging.blocks import Block
 from happyneurons.stages.mesh.surfaces import Surface
 from happyneurons.store.cloud import cloudpath
 
@@ -23,15 +24,14 @@ EXTRA = "the igneous backend needs the package igneous-pipeline: pip install 'ha
 def igneous_surfaces(
     volume_uri: str,
     mip: int,
-    start_zyx: Sequence[int],
-    stop_zyx: Sequence[int],
+    block: Block,
     skip: Sequence[int],
     scratch: Path,
     *,
     max_error_nm: float,
     reduction: int,
 ) -> dict[int, Surface]:
-    """Surfaces of a block's labels, those in `skip` left out; boxes in voxels of the mip level."""
+    """Surfaces of a block's labels, those in `skip` left out."""
     if volume_uri.startswith("h5://"):
         raise UserError(f"{volume_uri}: the igneous backend reads precomputed volumes only; convert it first")
     try:
@@ -40,9 +40,9 @@ def igneous_surfaces(
     except ImportError:
         raise UserError(EXTRA) from None
     name = f"fragments-{uuid.uuid4().hex}"
-    shape = np.subtract(stop_zyx, start_zyx)[::-1]
+    shape = np.subtract(block.stop_zyx, block.start_zyx)[::-1]
     MeshTask(
-        tuple(int(v) for v in shape), tuple(int(v) for v in start_zyx)[::-1], cloudpath(volume_uri),
+        tuple(int(v) for v in shape), block.start_zyx[::-1], cloudpath(volume_uri),
         mip=mip, simplification_factor=reduction, max_simplification_error=max_error_nm,
         frag_path=scratch.as_uri(), mesh_dir=name, sharded=True, spatial_index=False, fill_missing=True,
         exclude_object_ids=list(skip),

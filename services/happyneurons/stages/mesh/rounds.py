@@ -12,14 +12,12 @@ A forging task holds one block, a merging task the pieces of its objects: at mos
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from happyneurons.errors import UserError
+from happyneurons.imaging.blocks import Block, BlockGrid, count_voxels, without
 from happyneurons.jobs.stage import Context, Round, Task, TaskResult
 from happyneurons.stages.mesh.sharding import shard_numbers, sharding_of, write_shard
 from happyneurons.store.fragments import FragmentIndex, label_groups, write_fragments
@@ -32,42 +30,25 @@ MESH = "mesh"
 COUNTS, WORK = "_counts", "_work"
 PIECES_BYTES = 256 << 20
 LISTED_SEGMENTS = 100_000  # in Neuroglancer's list of segments, the largest first: it is read whole by the browser
-Triple = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class BlockGrid:
-    """The segmentation cut into blocks; bounds and size in voxels of the meshed level."""
-
-    low_zyx: Triple
-    high_zyx: Triple
-    size_zyx: Triple
-    voxel_size_nm_xyz: tuple[float, float, float]
-
-    def blocks(self) -> Iterable[tuple[str, Triple, Triple]]:
-        """(key, start, stop) of each block, z slowest."""
-        axes = [range(a, b, s) for a, b, s in zip(self.low_zyx, self.high_zyx, self.size_zyx, strict=True)]
-        for start in itertools.product(*axes):
-            z, y, x = (min(a + s, b) for a, s, b in zip(start, self.size_zyx, self.high_zyx, strict=True))
-            key = f"{start[2]}-{x}_{start[1]}-{y}_{start[0]}-{z}"
-            yield key, (start[0], start[1], start[2]), (z, y, x)
 
 
 def block_grid(context: Context[Any]) -> BlockGrid:
-    params: MeshParams = context.params
-    x, y, z = params.block_size_xyz
-    if min(x, y, z) < 16:
-        raise UserError(
-            f"params.block_size_xyz: expected at least 16 voxels along each axis, got {params.block_size_xyz}"
-        )
-    volume = open_volume(context.input("segmentation").data_uri, params.mip)
-    return BlockGrid(volume.start_zyx, volume.stop_zyx, (z, y, x), volume.voxel_size_nm_xyz)
+    volume = _volume(context)
+    return BlockGrid.of(volume.start_zyx, volume.stop_zyx, context.params.block_size_xyz)
+
+
+def voxel_size_nm_xyz(context: Context[Any]) -> tuple[float, float, float]:
+    return _volume(context).voxel_size_nm_xyz
 
 
 def _block_tasks(context: Context[Any]) -> Iterable[Task]:
-    for key, start, stop in block_grid(context).blocks():
-        size = [b - a for a, b in zip(start, stop, strict=True)]
-        yield Task(key=key, payload={"start_zyx": list(start), "stop_zyx": list(stop)}, cost=float(np.prod(size)) / 1e6)
+    for block in block_grid(context):
+        payload = {"start_zyx": list(block.start_zyx), "stop_zyx": list(block.stop_zyx)}
+        yield Task(key=block.key, payload=payload, cost=block.voxels / 1e6)
+
+
+def _block(task: Task) -> Block:
+    return Block(tuple(task.payload["start_zyx"]), tuple(task.payload["stop_zyx"]))
 
 
 class Count(Round):
@@ -79,14 +60,11 @@ class Count(Round):
         return _block_tasks(context)
 
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
-        from happyneurons.stages.mesh.surfaces import count_voxels
-
-        labels = _volume(context).read(task.payload["start_zyx"], task.payload["stop_zyx"])
-        counts = count_voxels(labels)
-        write_fragments(
-            context.output_store(MESH), COUNTS, task.key, {}, {label: {"voxels": n} for label, n in counts.items()}
-        )
-        return TaskResult(data={"labels": len(counts)}, voxels=labels.size)
+        block = _block(task)
+        counts = count_voxels(_volume(context).read(block.start_zyx, block.stop_zyx))
+        columns = {label: {"voxels": n} for label, n in counts.items()}
+        write_fragments(context.output_store(MESH), COUNTS, task.key, {}, columns)
+        return TaskResult(data={"labels": len(counts)}, voxels=block.voxels)
 
 
 class Forge(Round):
@@ -98,34 +76,30 @@ class Forge(Round):
         return _block_tasks(context)
 
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
-        from happyneurons.stages.mesh import surfaces as s
+        from happyneurons.stages.mesh.surfaces import OVERLAP_VX, block_surfaces, closing_pad
 
         params: MeshParams = context.params
-        volume = _volume(context)
-        start, stop = task.payload["start_zyx"], task.payload["stop_zyx"]
-        end, pad = s.padded_box(start, stop, volume.start_zyx, volume.stop_zyx)
-        labels = volume.read(start, end).astype(np.uint64, copy=False)
+        volume, grid, block = _volume(context), block_grid(context), _block(task)
+        labels = volume.read(block.start_zyx, grid.beyond(block, OVERLAP_VX)).astype(np.uint64, copy=False)
         counted, voxels = _counts(context)
         dust = np.intersect1d(labels, counted[voxels < params.dust_threshold_voxels])
         if params.backend == "igneous":
             from happyneurons.stages.mesh.igneous_backend import igneous_surfaces
 
             found = igneous_surfaces(
-                volume.uri, params.mip, start, stop, [int(v) for v in dust], context.scratch,
+                volume.uri, params.mip, block, [int(v) for v in dust], context.scratch,
                 max_error_nm=params.max_error_nm, reduction=params.reduction,
             )  # fmt: skip
         else:
-            if len(dust):
-                labels = np.where(np.isin(labels, dust), np.uint64(0), labels)
-            found = s.block_surfaces(
-                labels, start, pad, volume.voxel_size_nm_xyz,
+            found = block_surfaces(
+                without(labels, dust), block.start_zyx, closing_pad(block, grid), volume.voxel_size_nm_xyz,
                 max_error_nm=params.max_error_nm, reduction=params.reduction,
             )  # fmt: skip
         pieces = {label: surface.to_bytes() for label, surface in found.items()}
         written = write_fragments(context.output_store(MESH), WORK, task.key, pieces, {})
         return TaskResult(
             data={"labels": len(found), "triangles": sum(len(f.faces) for f in found.values())},
-            voxels=int(np.prod(np.subtract(stop, start))),
+            voxels=block.voxels,
             bytes=written,
         )
 
@@ -205,7 +179,6 @@ class Merge(Round):
         else:
             first, last = np.uint64(task.payload["first"]), np.uint64(task.payload["last"])
             labels = labels[(labels >= first) & (labels <= last)]
-        grid: BlockGrid = context.once("grid", lambda: block_grid(context))
         pieces = _index(context).read(store, WORK, labels)
         encoded: dict[int, tuple[bytes, bytes]] = {}
         triangles = 0
@@ -214,7 +187,7 @@ class Merge(Round):
             triangles += len(surface.faces)
             result = encode(
                 surface, levels=params.levels, chunk_nm=params.min_chunk_nm,
-                detail_nm=max(params.max_error_nm, *grid.voxel_size_nm_xyz), vertex_bits=params.vertex_bits,
+                detail_nm=max(params.max_error_nm, *voxel_size_nm_xyz(context)), vertex_bits=params.vertex_bits,
             )  # fmt: skip
             if result is not None:
                 encoded[label] = result

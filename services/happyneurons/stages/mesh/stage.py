@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from happyneurons.jobs.stage import Context, InputSpec, Output, OutputSpec, Round, Stage, StageParams, StageResult
-from happyneurons.stages.mesh.rounds import MESH, Count, Forge, Merge, Tidy, block_grid
+from happyneurons.stages.mesh.rounds import MESH, Count, Forge, Merge, Tidy, block_grid, voxel_size_nm_xyz
 from happyneurons.store.artifacts import Bounds
 
 
@@ -20,9 +20,7 @@ class MeshParams(StageParams):
     max_error_nm: float = Field(
         40.0, ge=0, le=10_000, description="How far simplification may move the surface (nm); 0 joins flat parts only"
     )
-    reduction: int = Field(
-        100, ge=1, le=10_000, description="Simplify to so many times fewer triangles; 1 keeps all"
-    )
+    reduction: int = Field(100, ge=1, le=10_000, description="Simplify to so many times fewer triangles; 1 keeps all")
     dust_threshold_voxels: int = Field(
         100, ge=0, description="Segments with fewer voxels, of the level and in the whole volume, get no mesh"
     )
@@ -66,7 +64,7 @@ class Mesh(Stage[MeshParams]):
         size = sum(int(data["bytes"]) for data in merged)
         output = Output(
             "mesh_layer",
-            voxel_size_nm_xyz=grid.voxel_size_nm_xyz,
+            voxel_size_nm_xyz=voxel_size_nm_xyz(context),
             bounds=Bounds(minimum_xyz=_xyz(grid.low_zyx), maximum_xyz=_xyz(grid.high_zyx)),
             properties={
                 "count": meshes,

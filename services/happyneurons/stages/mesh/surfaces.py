@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Triple = tuple[int, int, int]
+from happyneurons.imaging.blocks import Block, BlockGrid
+
 OVERLAP_VX = 1  # marching cubes needs the next voxel: neighbouring blocks then meet in one plane of vertices
 STEPS_PER_VOXEL = 64  # vertices lie on a grid as fine as this
 
@@ -44,25 +45,10 @@ def join(surfaces: Sequence[Surface]) -> Surface:
     return Surface(unique.astype(np.float32), faces[(a != b) & (b != c) & (a != c)])
 
 
-def padded_box(
-    start_zyx: Sequence[int], stop_zyx: Sequence[int], low_zyx: Sequence[int], high_zyx: Sequence[int]
-) -> tuple[Triple, list[tuple[int, int]]]:
-    """(end of the box to read, zeros to add on both sides of each axis) of a block of a volume.
-
-    low_zyx, high_zyx are the volume's bounds. A layer of background at the volume's own faces
-    closes the meshes there.
-    """
-    stop = tuple(min(b + OVERLAP_VX, h) for b, h in zip(stop_zyx, high_zyx, strict=True))
-    pad = [(int(a == lo), int(b == hi)) for a, b, lo, hi in zip(start_zyx, stop_zyx, low_zyx, high_zyx, strict=True)]
-    return (stop[0], stop[1], stop[2]), pad
-
-
-def count_voxels(labels_zyx: np.ndarray) -> dict[int, int]:
-    """Voxels of each label but background."""
-    values, numbers = np.unique(labels_zyx, return_counts=True)
-    counts = dict(zip((int(v) for v in values), (int(n) for n in numbers), strict=True))
-    counts.pop(0, None)
-    return counts
+def closing_pad(block: Block, grid: BlockGrid) -> list[tuple[int, int]]:
+    """Layers of background to add on both sides of each axis: meshes are closed at the volume's own faces."""
+    sides = zip(block.start_zyx, block.stop_zyx, grid.low_zyx, grid.high_zyx, strict=True)
+    return [(int(a == low), int(b == high)) for a, b, low, high in sides]
 
 
 def block_surfaces(

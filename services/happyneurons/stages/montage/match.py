@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from happyneurons.imaging.matching import (
     Matches,
-    affine_inliers,
-    apply_affine,
     block_centres,
     coarse_shift,
     dog,
+    fit_smooth,
     match_blocks,
     shrink,
 )
@@ -133,7 +132,7 @@ def match_pair(
         if inliers.sum() >= 3:
             matrix = fitted
     matches, tried = blocks(matrix, settings.search_px, settings.step_px, settings.max_blocks)
-    inliers, _ = affine_inliers(matches, first_px=settings.search_px + 1.0, ridge=_RIDGE_PX2)
+    inliers, _ = affine_inliers(matches, first_px=settings.search_px + 1.0, most_px=_TOLERANCE_PX, ridge=_RIDGE_PX2)
     # Blocks of unlike tissue match too, but each somewhere else: not many follow one affine map.
     if inliers.sum() < max(settings.min_matches, 0.5 * len(matches), 0.1 * tried):
         return None
@@ -145,6 +144,8 @@ def match_pair(
     )  # fmt: skip
 
 
+# Distortion bends a seam by this much at most (px); matches further off are taken for wrong.
+_TOLERANCE_PX = 3.0
 # Affine maps of a strip much narrower than this (px, squared) get no say across it.
 _RIDGE_PX2 = 100.0
 
@@ -175,7 +176,11 @@ def _coarse(
         max_error_px=None if error is None else error / factor,
         min_overlap_px=min(192.0, small_a.size / 4, small_b.size / 4),
     )  # fmt: skip
-    if found is None or found.significance < settings.min_significance:
+    if found is None:
+        return None
+    # In a small window everything may correlate with everything, and the best still be right.
+    clear = found.correlation >= 0.5 and found.significance >= 1.2 * found.runner_up
+    if found.significance < settings.min_significance and not clear:
         return None
     return np.array(found.shift_xy) * factor + strip_b.origin - strip_a.origin, float(factor)
 

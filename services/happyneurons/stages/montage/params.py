@@ -40,7 +40,7 @@ class MatchSet(BaseModel):
         default=4.5,
         ge=1,
         le=100,
-        description="Least height of the correlation peak over the rest (standard deviations) to look closer",
+        description="Least height of the correlation peak to look closer; chance gives 1",
     )
 
 

@@ -52,44 +52,60 @@ def render(layers: Sequence[Layer], box: Box, reader: TileReader, feather_px: fl
     """
     pieces = [p for p in (_piece(layer, box, reader, interpolation) for layer in layers) if p is not None]
     height, width = box.y1 - box.y0, box.x1 - box.x0
-    if not pieces:
-        return np.zeros((height, width), np.uint8)
-    if len(pieces) == 1:
-        picture, depth = pieces[0]
-        return np.asarray(np.where(depth >= 0, picture, 0), dtype=np.uint8)
-    deepest = pieces[0][1]
-    for _, depth in pieces[1:]:
-        deepest = np.maximum(deepest, depth)
+    deepest = np.full((height, width), -1.0, np.float32)
+    for piece in pieces:
+        np.maximum(deepest[piece.where], piece.depth, out=deepest[piece.where])
+    if len(pieces) < 2:
+        result = np.zeros((height, width), np.uint8)
+        for piece in pieces:
+            result[piece.where] = np.where(piece.depth >= 0, piece.picture, 0)
+        return result
     total = np.zeros((height, width), np.float32)
-    weights = np.zeros((height, width), np.float32)
-    for picture, depth in pieces:
-        # 1 where this tile is the deepest by more than half the band, falling to 0 over the band.
-        weight = np.clip(depth - deepest + max(feather_px, 1.0), 0, None)
-        # Thin overlaps are narrower than the band: no tile may end abruptly there.
-        weight = np.where(depth >= 0, np.minimum(weight, depth + 1), 0).astype(np.float32)
-        total += weight * picture
-        weights += weight
-    blended = np.rint(total / np.maximum(weights, 1e-6))
+    weights = np.full((height, width), 1e-6, np.float32)
+    band = np.float32(max(feather_px, 1.0))
+    for piece in pieces:
+        # Full where this tile is the deepest by more than the band, falling to 0 where it is less deep
+        # by as much. Thin overlaps are narrower than the band: no tile may end abruptly there.
+        weight = np.minimum(piece.depth - deepest[piece.where] + band, piece.depth + 1)
+        weight = np.where(piece.depth >= 0, np.maximum(weight, 0), 0)
+        total[piece.where] += weight * piece.picture
+        weights[piece.where] += weight
+    blended = np.rint(total / weights)
     return np.where(deepest >= 0, blended, 0).astype(np.uint8)
 
 
-def _piece(layer: Layer, box: Box, reader: TileReader, interpolation: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """(picture uint8, depth float32) of a tile in the box: px from its rim, negative outside; None if not in it."""
+@dataclass(frozen=True)
+class _Piece:
+    """Part of a box that a tile may cover. picture: uint8; depth: px from the tile's rim, negative outside."""
+
+    where: tuple[slice, slice]
+    picture: np.ndarray
+    depth: np.ndarray
+
+
+def _piece(layer: Layer, box: Box, reader: TileReader, interpolation: str) -> _Piece | None:
+    """What a tile shows of the box; None if it does not reach there."""
     tile = layer.tile
     x0, y0, x1, y1 = layer.warp.bounds(tile.width, tile.height)
-    if x1 < box.x0 - 1 or y1 < box.y0 - 1 or x0 > box.x1 or y0 > box.y1:
+    left, top = max(box.x0, int(np.floor(x0)) - 1), max(box.y0, int(np.floor(y0)) - 1)
+    right, bottom = min(box.x1, int(np.ceil(x1)) + 2), min(box.y1, int(np.ceil(y1)) + 2)
+    if left >= right or top >= bottom:
         return None
-    field = layer.warp.inverse_field(box.x0, box.y0, box.x1 - box.x0, box.y1 - box.y0, _STEP_PX)
-    sx, sy = field[..., 0], field[..., 1]
-    depth = np.minimum(np.minimum(sx, tile.width - 1 - sx), np.minimum(sy, tile.height - 1 - sy))
-    low, high = field.min(axis=(0, 1)), field.max(axis=(0, 1))
+    source_x, source_y = cv2.split(layer.warp.inverse_field(left, top, right - left, bottom - top, _STEP_PX))
+    depth = np.minimum(
+        np.minimum(source_x, tile.width - 1 - source_x), np.minimum(source_y, tile.height - 1 - source_y)
+    )
     # Only the part of the tile that is needed: cv2.remap takes sources of at most 32767 px a side.
-    a0, b0 = np.maximum(0, np.floor(low) - 8).astype(int)
-    a1 = min(tile.width, int(np.ceil(high[0])) + 9)
-    b1 = min(tile.height, int(np.ceil(high[1])) + 9)
+    low_x, high_x, *_ = cv2.minMaxLoc(source_x)
+    low_y, high_y, *_ = cv2.minMaxLoc(source_y)
+    a0, b0 = max(0, int(low_x) - 8), max(0, int(low_y) - 8)
+    a1, b1 = min(tile.width, int(high_x) + 9), min(tile.height, int(high_y) + 9)
     if a0 >= a1 or b0 >= b1:
         return None
-    source = reader.read(tile)[b0:b1, a0:a1]
-    map_x, map_y = sx - np.float32(a0), sy - np.float32(b0)
-    picture = cv2.remap(source, map_x, map_y, INTERPOLATIONS[interpolation], borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(cv2.LUT(picture, lookup_table(layer.gain, layer.offset))), depth
+    picture = cv2.remap(
+        reader.read(tile)[b0:b1, a0:a1], source_x - a0, source_y - b0, INTERPOLATIONS[interpolation],
+        borderMode=cv2.BORDER_REPLICATE,
+    )  # fmt: skip
+    picture = np.asarray(cv2.LUT(picture, lookup_table(layer.gain, layer.offset)))
+    where = (slice(top - box.y0, bottom - box.y0), slice(left - box.x0, right - box.x0))
+    return _Piece(where, picture, np.asarray(depth, dtype=np.float32))

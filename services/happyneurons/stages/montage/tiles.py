@@ -148,7 +148,7 @@ def to_uint8(picture: np.ndarray, grey_range: tuple[float, float] | None, uri: s
         return np.ascontiguousarray(picture)
     low, high = grey_range
     scaled = (picture.astype(np.float32) - low) * (255.0 / (high - low))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(scaled), 0, 255), dtype=np.uint8)
 
 
 def neighbours(tiles: Sequence[Tile], stage_error_px: float | None) -> list[tuple[int, int]]:

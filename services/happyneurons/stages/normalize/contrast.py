@@ -85,22 +85,25 @@ class Histograms:
         return total
 
     def tables(self, clip_limit: float, target_mean: float | None, target_std: float | None) -> Tables:
-        """Tables that bring the section to a mean and sd (None: leave them) and then equalize each tile.
+        """Tables that equalize each tile and bring the section to a mean and sd (None: as they come out).
 
-        clip_limit: largest slope of a table; 0: no equalization.
+        clip_limit: largest slope of a tile's table; 0: no equalization. The mean and sd are reached but
+        for the mixing of neighbouring tables and the cut at 1 and 255.
         """
-        line = linear_table(self.section, target_mean, target_std)
-        if clip_limit <= 0:
-            return Tables(line[np.newaxis, np.newaxis].astype(np.float32), self.tile_px)
-        to = np.rint(line).astype(np.intp)
-        mapped = np.zeros(self.counts.shape, np.float64)
-        for value in range(256):
-            mapped[..., to[value]] += self.counts[..., value]
-        whole = mapped.sum((0, 1))
-        enough = WELL_FILLED * self.tile_px**2
-        lack = np.maximum(0.0, enough - mapped.sum(-1))
-        mapped += lack[..., np.newaxis] * whole / max(1.0, float(whole.sum()))
-        return Tables(equalize(mapped, clip_limit)[..., to], self.tile_px)
+        counts = self.counts.astype(np.float64)
+        if clip_limit > 0:
+            lack = np.maximum(0.0, WELL_FILLED * self.tile_px**2 - counts.sum(-1))
+            share = self.section / max(1, int(self.section.sum()))
+            luts = equalize(counts + lack[..., np.newaxis] * share, clip_limit)
+        else:
+            counts = counts.sum((0, 1), keepdims=True)
+            luts = np.arange(256, dtype=np.float32)[np.newaxis, np.newaxis]
+        n = max(1.0, float(counts.sum()))
+        mean = float((counts * luts).sum()) / n
+        std = float(np.sqrt((counts * (luts - mean) ** 2).sum() / n))
+        gain = 1.0 if target_std is None or std < 1e-6 else target_std / std
+        to = mean if target_mean is None else target_mean
+        return Tables(np.clip((luts - mean) * gain + to, 1, 255).astype(np.float32), self.tile_px)
 
 
 def moments(histogram: NDArray[np.int64]) -> tuple[float, float]:
@@ -111,16 +114,6 @@ def moments(histogram: NDArray[np.int64]) -> tuple[float, float]:
     values = np.arange(256, dtype=np.float64)
     mean = float((histogram * values).sum() / n)
     return mean, float(np.sqrt((histogram * (values - mean) ** 2).sum() / n))
-
-
-def linear_table(
-    histogram: NDArray[np.int64], target_mean: float | None, target_std: float | None
-) -> NDArray[np.float64]:
-    """(256,) grey values 1…255 that give the section a mean and sd."""
-    mean, std = moments(histogram)
-    gain = 1.0 if target_std is None or std < 1e-6 else target_std / std
-    to = mean if target_mean is None else target_mean
-    return np.clip((np.arange(256) - mean) * gain + to, 1, 255)
 
 
 def equalize(histograms: NDArray[np.float64], clip_limit: float) -> NDArray[np.float32]:

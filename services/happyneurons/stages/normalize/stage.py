@@ -33,8 +33,10 @@ NO_PICTURE = ("failed", "missing", "blank")
 class NormalizeParams(StageParams):
     clip_limit: float = Field(2.0, ge=0, le=64, description="Largest gain of local contrast (CLAHE); 0: none")
     tile_px: int = Field(256, ge=16, le=8192, description="Size of the areas whose contrast is evened out, output px")
-    target_mean: float | None = Field(None, ge=1, le=255, description="Mean grey value given to each section, linearly")
-    target_std: float | None = Field(None, gt=0, le=127, description="Grey value sd given to each section, linearly")
+    target_mean: float | None = Field(
+        None, ge=1, le=255, description="Mean grey value given to each section, after CLAHE"
+    )
+    target_std: float | None = Field(None, gt=0, le=127, description="Grey value sd given to each section, after CLAHE")
     artifact_below: int = Field(0, ge=0, le=255, description="Areas darker than this are artifacts; 0: none")
     artifact_above: int = Field(255, ge=0, le=255, description="Areas brighter than this are artifacts; 255: none")
     artifact_size_px: int = Field(15, ge=1, le=1024, description="Size from which such areas count, output px")

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,16 @@ class Block:
 
     start_zyx: Triple
     stop_zyx: Triple
+
+    @classmethod
+    def of(cls, payload: Mapping[str, Any]) -> Block:
+        """The block of a task's payload."""
+        (z0, y0, x0), (z1, y1, x1) = payload["start_zyx"], payload["stop_zyx"]
+        return cls((z0, y0, x0), (z1, y1, x1))
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        return {"start_zyx": list(self.start_zyx), "stop_zyx": list(self.stop_zyx)}
 
     @property
     def name(self) -> str:
@@ -77,9 +88,7 @@ def read_box(store: Store, box: Subvolume) -> np.ndarray | None:
 
 def crop(array: np.ndarray, box: Subvolume, start_zyx: Triple, stop_zyx: Triple) -> np.ndarray:
     """View of the part of a box's array that lies at [start, stop) of the volume."""
-    return array[
-        tuple(slice(a - o, b - o) for a, b, o in zip(start_zyx, stop_zyx, box.start_zyx, strict=True))
-    ]
+    return array[tuple(slice(a - o, b - o) for a, b, o in zip(start_zyx, stop_zyx, box.start_zyx, strict=True))]
 
 
 class Mapping64:

@@ -7,31 +7,27 @@ added can change a result.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 
-class SegmentIndex:
-    """All segments of all boxes as consecutive numbers, in the order (box, local id).
+def segment_keys(box: int, ids: np.ndarray) -> np.ndarray:
+    """int64 keys of segments, unique in the whole volume: box number * 2**32 + local id (uint32)."""
+    return np.int64(box) << np.int64(32) | ids.astype(np.int64)
 
-    ids_by_box: for each box, in box order, its sorted unique local ids (0 excluded).
-    """
 
-    def __init__(self, ids_by_box: Sequence[np.ndarray]) -> None:
-        self._ids = list(ids_by_box)
-        self._offset = np.concatenate([[0], np.cumsum([len(ids) for ids in self._ids])]).astype(np.int64)
+def local_ids(keys: np.ndarray) -> np.ndarray:
+    """uint32 local ids of keys."""
+    return (keys & np.int64(0xFFFFFFFF)).astype(np.uint32)
 
-    def __len__(self) -> int:
-        return int(self._offset[-1])
 
-    def numbers(self, box: int, ids: np.ndarray) -> np.ndarray:
-        """Numbers of local ids of a box; every id must be one of the box's."""
-        return np.asarray(self._offset[box] + np.searchsorted(self._ids[box], ids))
-
-    def of_box(self, box: int) -> slice:
-        """The numbers of a box's segments, in the order of its local ids."""
-        return slice(int(self._offset[box]), int(self._offset[box + 1]))
+def numbers(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Places of `wanted` (any shape) in the sorted `keys`, -1 for those that are not there."""
+    place = np.searchsorted(keys, wanted)
+    if len(keys) == 0:
+        return np.full(wanted.shape, -1)
+    return np.where(keys[np.minimum(place, len(keys) - 1)] == wanted, place, -1)
 
 
 def components(count: int, edges: Iterable[np.ndarray]) -> np.ndarray:

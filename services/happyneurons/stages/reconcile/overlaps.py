@@ -2,12 +2,7 @@
 
 Method. A flood-filling network segments every subvolume by itself, so the ids of two overlapping
 boxes have nothing to do with each other, but where both saw the same voxels their segments should
-agree. The evidence is taken per *piece*: a 26-connected part of a segment inside the overlap. A
-neurite that crosses the overlap twice is one segment in the box where its two branches meet and
-two segments in the other; over the whole overlap neither of the two would agree with the one, yet
-each of its pieces does.
-
-A piece p of box A and a piece q of box B belong together if all of these hold:
+agree. Regions p of box A and q of box B in the overlap agree if all of these hold:
 
 - they share at least `min_voxels` voxels (no decisions on slivers);
 - of the voxels of p that B labelled at all, at least `min_agreement` lie in q, and the same the
@@ -16,14 +11,24 @@ A piece p of box A and a piece q of box B belong together if all of these hold:
 - they share at least `min_coverage` of all voxels of p, and of q: a segment that bleeds a little
   into an object that the other box left empty does not get it;
 - each is the other's best partner (largest shared count, then smallest id). With `min_agreement`
-  of at least one half this follows, save for ties.
+  above one half this follows.
 
-A merger in A therefore takes at most one of the pieces that B kept apart, never both, and a
-split in A leaves its smaller part separate: wrong mergers cost a reconstruction more than splits.
+Two segments belong together if they agree over the whole overlap, or if a *piece* of one, a
+26-connected part of it inside the overlap, agrees with a piece of the other. Pieces matter because
+a neurite that crosses the overlap twice is one segment in the box where its branches meet and two
+in the other; over the whole overlap neither of the two agrees with the one.
+
+But a merger looks the same wherever its two neurites lie apart: through its pieces it would join
+both in every box around. A merger gives itself away where another box sees the place: there the
+other box cuts one piece of it in two. Such a segment is *doubted*, and what is joined with it must
+agree over the whole overlap, so that it takes at most one of the two neurites in each neighbour. A
+split in the other box raises the same doubt, wrongly; it then costs a split more, which is the
+cheaper error. On input without errors nothing is doubted, and pieces make the result exact.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,26 +41,33 @@ class OverlapRules:
     """See the module's text; the two shares are fractions of 1."""
 
     min_voxels: int = 64
-    min_agreement: float = 0.6
+    min_agreement: float = 0.7
     min_coverage: float = 0.2
+
+
+# A cut raises doubt if the smaller part is at least this share of the piece: crumbs do not.
+_DOUBTFUL_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Decisions about one pair of boxes.
+    """Findings about one pair of boxes.
 
-    edges: (n, 2) uint32, unique pairs (id in A, id in B) that belong together, sorted.
-    shared: (n,) int64, voxels of the accepted pieces behind each edge.
-    rejected: pairs of pieces that share `min_voxels` or more and were not accepted.
+    edges: (n, 2) uint32, unique pairs (id in A, id in B) that agree, sorted.
+    whole: (n,) bool, whether they agree over the whole overlap, not only in a piece.
+    doubted_a, doubted_b: sorted ids of segments that the other box gives cause to doubt.
+    rejected: pairs of segments that share `min_voxels` or more and do not agree.
     """
 
     edges: np.ndarray
-    shared: np.ndarray
+    whole: np.ndarray
+    doubted_a: np.ndarray
+    doubted_b: np.ndarray
     rejected: int
 
 
 def compare(a: np.ndarray, b: np.ndarray, rules: OverlapRules) -> Overlap:
-    """Decide about the overlap of two boxes.
+    """Compare the segments of two boxes where they overlap.
 
     a, b: (z, y, x) uint32 ids of box A and box B on the same voxels; 0 is background.
     """
@@ -63,35 +75,75 @@ def compare(a: np.ndarray, b: np.ndarray, rules: OverlapRules) -> Overlap:
 
     pieces_a = cc3d.connected_components(np.ascontiguousarray(a), connectivity=26, out_dtype=np.uint32)
     pieces_b = cc3d.connected_components(np.ascontiguousarray(b), connectivity=26, out_dtype=np.uint32)
-    table = Contingency.of(pieces_a, pieces_b)
-    size_a, size_b = _sizes(*table.first_totals()), _sizes(*table.second_totals())
-    both = table.where((table.first > 0) & (table.second > 0))
-    seen_a, seen_b = _sizes(*both.first_totals()), _sizes(*both.second_totals())
-
-    enough = both.where(both.counts >= rules.min_voxels)
-    p, q, n = enough.first.astype(np.int64), enough.second.astype(np.int64), enough.counts
-    accepted = (
-        (n >= rules.min_agreement * seen_a[p])
-        & (n >= rules.min_agreement * seen_b[q])
-        & (n >= rules.min_coverage * size_a[p])
-        & (n >= rules.min_coverage * size_b[q])
-        & _best(p, q, n)
-        & _best(q, p, n)
+    of_a, of_b = _owners(pieces_a, a), _owners(pieces_b, b)
+    pieces = Contingency.of(pieces_a, pieces_b)
+    segments = Contingency.sum(
+        [Contingency(of_a[pieces.first.astype(np.int64)], of_b[pieces.second.astype(np.int64)], pieces.counts)]
     )
-    ids_a, ids_b = _owners(pieces_a, a), _owners(pieces_b, b)
-    edges = Contingency.sum([Contingency(ids_a[p[accepted]], ids_b[q[accepted]], n[accepted])])
+    by_piece, by_segment = _Comparison(pieces, rules), _Comparison(segments, rules)
+    p, q = by_piece.pairs[by_piece.agree].T
+    whole = by_segment.pairs[by_segment.agree]
+    edges = np.unique(np.concatenate([np.stack([of_a[p], of_b[q]], axis=1).astype(np.int64), whole]), axis=0)
+    parts_of_a, parts_of_b = by_piece.parts(rules.min_agreement)
     return Overlap(
-        edges=np.stack([edges.first, edges.second], axis=1).astype(np.uint32),
-        shared=edges.counts,
-        rejected=int((~accepted).sum()),
+        edges=edges.astype(np.uint32),
+        whole=_rows_in(edges, whole),
+        doubted_a=_cut(by_piece.pairs[parts_of_a], of_a, of_b),
+        doubted_b=_cut(by_piece.pairs[parts_of_b][:, ::-1], of_b, of_a),
+        rejected=int((~_rows_in(by_segment.pairs, edges)).sum()),
     )
 
 
-def _sizes(ids: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Counts as an array indexed by id; piece ids are consecutive, so it is no larger than needed."""
-    sizes = np.zeros(int(ids[-1]) + 1 if len(ids) else 1, np.int64)
-    sizes[ids.astype(np.int64)] = counts
-    return sizes
+class _Comparison:
+    """Shared voxels of the regions of two boxes (pieces, or whole segments).
+
+    pairs: (n, 2) int64 ids of those that share `min_voxels` or more. agree: (n,) bool.
+    """
+
+    def __init__(self, table: Contingency, rules: OverlapRules) -> None:
+        all_a, all_b = _totals(*table.first_totals()), _totals(*table.second_totals())
+        both = table.where((table.first > 0) & (table.second > 0))
+        labelled_a, labelled_b = _totals(*both.first_totals()), _totals(*both.second_totals())
+        enough = both.where(both.counts >= rules.min_voxels)
+        p, q, n = enough.first.astype(np.int64), enough.second.astype(np.int64), enough.counts
+        self.pairs = np.stack([p, q], axis=1)
+        # Share of either region, of what the other box labelled of it, that lies in the other.
+        self._share_a, self._share_b = n / labelled_a(p), n / labelled_b(q)
+        self.agree = (
+            (self._share_a >= rules.min_agreement)
+            & (self._share_b >= rules.min_agreement)
+            & (n >= rules.min_coverage * all_a(p))
+            & (n >= rules.min_coverage * all_b(q))
+            & _best(p, q, n)
+            & _best(q, p, n)
+        )
+
+    def parts(self, min_agreement: float) -> tuple[np.ndarray, np.ndarray]:
+        """Which pairs are (a region of A, a sizeable part of it in B) and which the other way round."""
+        return (
+            (self._share_b >= min_agreement) & (self._share_a >= _DOUBTFUL_SHARE),
+            (self._share_a >= min_agreement) & (self._share_b >= _DOUBTFUL_SHARE),
+        )
+
+
+def _cut(pairs: np.ndarray, owners: np.ndarray, part_owners: np.ndarray) -> np.ndarray:
+    """Ids of segments with a piece of which two or more segments of the other box are parts.
+
+    pairs: (n, 2) (piece, piece of the other box that is part of it).
+    """
+    parts = np.unique(np.stack([pairs[:, 0], part_owners[pairs[:, 1]].astype(np.int64)], axis=1), axis=0)
+    piece, count = np.unique(parts[:, 0], return_counts=True)
+    return np.unique(owners[piece[count > 1]]).astype(np.uint32)
+
+
+def _rows_in(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether each row of (n, 2) non-negative int64 below 2**32 is one of `others`."""
+    return np.isin(rows[:, 0] << 32 | rows[:, 1], others[:, 0] << 32 | others[:, 1])
+
+
+def _totals(ids: np.ndarray, counts: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Count of an id, for arrays of ids that are all known."""
+    return lambda wanted: counts[np.searchsorted(ids, wanted.astype(np.uint64))]
 
 
 def _best(p: np.ndarray, q: np.ndarray, shared: np.ndarray) -> np.ndarray:

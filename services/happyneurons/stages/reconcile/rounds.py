@@ -1,7 +1,7 @@
 """The rounds of reconciliation. What they leave for one another lies in the output `merges`:
 
-overlaps/{box}.npz     ids (uint32: the box's local ids), partner (int64: grid number of the other
-                       box), edges (n, 2) (own id, partner's id), shared (voxels behind an edge)
+overlaps/{box}.npz     keys (box number, local id; see components): `segments` of the box, `pairs` (n, 2)
+                       that agree, `whole` (n,) whether over the whole overlap, `doubted` segments
 components/{box}.npz   local, target: local id → component
 sizes/{block}.npz      ids, counts: voxels of the components in a block of the output
 mapping/{box}.npz      local, target: local id → id in the segmentation, 0 if it was too small
@@ -14,8 +14,7 @@ Memory: `overlaps`, `sizes` and `remap` hold two boxes or a block and a box; `co
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +25,6 @@ from happyneurons.jobs.stage import Context, Round, Task, TaskResult
 from happyneurons.stages.reconcile.blocks import (
     CHUNK,
     Block,
-    Mapping64,
     assemble,
     blocks,
     counts,
@@ -35,8 +33,9 @@ from happyneurons.stages.reconcile.blocks import (
     number_of,
     read_box,
 )
-from happyneurons.stages.reconcile.components import SegmentIndex, components
+from happyneurons.stages.reconcile.components import components, local_ids, numbers, segment_keys
 from happyneurons.store.documents import Store
+from happyneurons.store.volumes import PrecomputedVolume, create_volume
 
 if TYPE_CHECKING:
     from happyneurons.stages.reconcile.stage import ReconcileParams
@@ -78,25 +77,32 @@ class Overlaps(Round):
             context.log.warning("subvolume %s is missing or damaged: its place stays empty", box.name)
             return TaskResult(data={"missing": 1, "segments": 0, "edges": 0, "rejected": 0})
         ids = np.unique(own)
-        partner, edges, shared, rejected = [], [np.zeros((0, 2), np.uint32)], [np.zeros(0, np.int64)], 0
+        number = number_of(grid, box)
+        segments = segment_keys(number, ids[ids > 0])
+        pairs, whole, doubted = [np.zeros((0, 2), np.int64)], [np.zeros(0, bool)], [np.zeros(0, np.int64)]
+        rejected = 0
         for other in grid.neighbours(box, faces_only=params.neighbours == "faces"):
             region = box.intersection(other)
             theirs = read_box(source, other)
             if region is None or theirs is None:
                 continue
             found = compare(crop(own, box, *region), crop(theirs, other, *region), rules)
-            partner += [number_of(grid, other)] * len(found.edges)
-            edges.append(found.edges)
-            shared.append(found.shared)
+            its = number_of(grid, other)
+            pairs.append(
+                np.stack([segment_keys(number, found.edges[:, 0]), segment_keys(its, found.edges[:, 1])], axis=1)
+            )
+            whole.append(found.whole)
+            doubted += [segment_keys(number, found.doubted_a), segment_keys(its, found.doubted_b)]
             rejected += found.rejected
         _work(context).put_arrays(
             f"overlaps/{box.name}.npz",
-            ids=ids[ids > 0],
-            partner=np.asarray(partner, np.int64),
-            edges=np.concatenate(edges),
-            shared=np.concatenate(shared),
+            segments=segments,
+            pairs=np.concatenate(pairs),
+            whole=np.concatenate(whole),
+            doubted=np.unique(np.concatenate(doubted)),
         )
-        figures = {"missing": 0, "segments": int((ids > 0).sum()), "edges": len(partner), "rejected": rejected}
+        edges = sum(len(p) for p in pairs)
+        figures = {"missing": 0, "segments": len(segments), "edges": edges, "rejected": rejected}
         return TaskResult(data=figures, voxels=own.size)
 
 
@@ -110,40 +116,49 @@ class Components(Round):
 
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
         grid, work = _grid(context), _work(context)
-        ids: list[np.ndarray] = []
-        pairs: list[tuple[int, np.ndarray, np.ndarray]] = []
-        for number, box in enumerate(grid):
-            found = _find(work, f"overlaps/{box.name}.npz")
-            ids.append(found["ids"] if found else np.zeros(0, np.uint32))
-            if found and len(found["edges"]):
-                pairs.append((number, found["partner"], found["edges"]))
-        index = SegmentIndex(ids)
-        labels = components(len(index), _numbered(index, pairs, ids))
-        for number, box in enumerate(grid):
-            if len(ids[number]):
-                work.put_arrays(f"components/{box.name}.npz", local=ids[number], target=labels[index.of_box(number)])
+        # Boxes come in grid order and ids sorted within each: all keys together are sorted.
+        keys = np.concatenate([np.zeros(0, np.int64), *(arrays["segments"] for _, arrays in _overlaps(grid, work))])
+        doubted = np.zeros(len(keys) + 1, bool)  # the last place is for what is not there (-1)
+        for _, arrays in _overlaps(grid, work):
+            doubted[numbers(keys, arrays["doubted"])] = True
+        accepted, doubtful = [], 0
+        for _, arrays in _overlaps(grid, work):
+            pairs = numbers(keys, arrays["pairs"])
+            there = (pairs >= 0).all(axis=1)  # the other box's own task may have been given up
+            agreed = arrays["whole"] | ~doubted[pairs].any(axis=1)
+            accepted.append(pairs[there & agreed])
+            doubtful += int((there & ~agreed).sum())
+        labels = components(len(keys), accepted)
+        for box, arrays in _overlaps(grid, work):
+            own = numbers(keys, arrays["segments"])
+            work.put_arrays(f"components/{box.name}.npz", local=local_ids(arrays["segments"]), target=labels[own])
         total = int(labels.max(initial=0))
-        return TaskResult(data={"subvolume_segments": len(index), "components": total, "merges": len(index) - total})
+        return TaskResult(
+            data={
+                "subvolume_segments": len(keys),
+                "components": total,
+                "merges": len(keys) - total,
+                "doubted_segments": int(doubted[:-1].sum()),
+                "doubtful_pairs": doubtful,
+            }
+        )
 
 
-def _numbered(
-    index: SegmentIndex, pairs: list[tuple[int, np.ndarray, np.ndarray]], ids: list[np.ndarray]
-) -> Iterable[np.ndarray]:
-    for number, partners, edges in pairs:
-        for partner in np.unique(partners):
-            if len(ids[partner]) == 0:  # its own task was given up: its place stays empty
-                continue
-            chosen = edges[partners == partner]
-            yield np.stack([index.numbers(number, chosen[:, 0]), index.numbers(int(partner), chosen[:, 1])], axis=1)
+def _overlaps(grid: SubvolumeGrid, work: Store) -> Iterator[tuple[Subvolume, dict[str, np.ndarray]]]:
+    """What the comparisons of each box found, in grid order, without boxes that have nothing."""
+    for box in grid:
+        arrays = _find(work, f"overlaps/{box.name}.npz")
+        if arrays is not None:
+            yield box, arrays
 
 
 class _BlockRound(Round):
     def plan(self, context: Context[Any]) -> Iterable[Task]:
         for block in blocks(_grid(context)):
-            yield Task(key=block.name, payload={"start_zyx": list(block.start_zyx), "stop_zyx": list(block.stop_zyx)})
+            yield Task(key=block.name, payload=block.payload)
 
     def assemble(self, task: Task, context: Context[Any], mapping: str) -> tuple[Block, np.ndarray]:
-        block = Block(tuple(task.payload["start_zyx"]), tuple(task.payload["stop_zyx"]))
+        block = Block.of(task.payload)
         source = context.input("subvolumes").store()
         return block, assemble(block, _grid(context), source, _work(context), mapping, fill=context.params.fill)
 
@@ -202,7 +217,7 @@ class Remap(_BlockRound):
     name = "remap"
 
     def prepare(self, context: Context[Any]) -> None:
-        from happyneurons.store.volumes import create_volume
+        from happyneurons.stages.reconcile.levels import add_levels
 
         source = context.input("subvolumes")
         bounds = _grid(context).bounds
@@ -215,13 +230,33 @@ class Remap(_BlockRound):
             layer_type="segmentation",
             chunk_zyx=(CHUNK, CHUNK, CHUNK),
         )
+        add_levels(context.output_uri(SEGMENTATION), context.params.num_mips)
 
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
-        from happyneurons.store.volumes import PrecomputedVolume
-
         block, ids = self.assemble(task, context, "mapping")
         PrecomputedVolume(context.output_uri(SEGMENTATION)).write(block.start_zyx, ids)
         return TaskResult(data={"labelled": int((ids > 0).sum())}, voxels=ids.size, bytes=ids.nbytes)
+
+
+class Level(Round):
+    """Task: a block of one level of the pyramid. A level that the volume is too small for has none."""
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+        self.name = f"mip_{level}"  # type: ignore[misc]
+
+    def plan(self, context: Context[Any]) -> Iterable[Task]:
+        from happyneurons.stages.reconcile.levels import level_blocks
+
+        uri = context.output_uri(SEGMENTATION)
+        if self.level < PrecomputedVolume(uri).mips:
+            for block in level_blocks(uri, self.level):
+                yield Task(key=block.name, payload=block.payload)
+
+    def run(self, task: Task, context: Context[Any]) -> TaskResult:
+        from happyneurons.stages.reconcile.levels import write_level
+
+        return TaskResult(voxels=write_level(context.output_uri(SEGMENTATION), self.level, Block.of(task.payload)))
 
 
 def _find(work: Store, path: str) -> dict[str, np.ndarray] | None:

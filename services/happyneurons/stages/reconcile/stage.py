@@ -14,6 +14,7 @@ from happyneurons.stages.reconcile.rounds import (
     MERGES,
     SEGMENTATION,
     Components,
+    Level,
     Overlaps,
     Remap,
     Selection,
@@ -26,14 +27,17 @@ class ReconcileParams(StageParams):
         64, ge=1, description="Voxels two pieces must share before they can be joined; fewer are a sliver"
     )
     min_agreement: float = Field(
-        0.6,
+        0.7,
         gt=0.0,
         le=1.0,
         description="Share of a piece's voxels, of those the other subvolume labelled at all, that must lie in the "
         "other piece; asked of both. Higher joins less: more splits, fewer mergers",
     )
     min_coverage: float = Field(
-        0.2, ge=0.0, le=1.0, description="Share of all voxels of a piece that must lie in the other piece; asked of both"
+        0.2,
+        ge=0.0,
+        le=1.0,
+        description="Share of all voxels of a piece that must lie in the other piece; asked of both",
     )
     neighbours: Literal["faces", "all"] = Field(
         "faces",
@@ -44,7 +48,9 @@ class ReconcileParams(StageParams):
         True, description="Voxels that their own subvolume left unsegmented take the segment of an overlapping one"
     )
     min_size_voxels: int = Field(0, ge=0, description="Segments with fewer voxels in the whole volume are dropped")
-    num_mips: int = Field(3, ge=0, le=10, description="Levels of the pyramid above full resolution, a factor of 2 each")
+    num_mips: int = Field(
+        3, ge=0, le=10, description="Levels of the pyramid, a factor of 2 each; fewer once all fits into a chunk"
+    )
 
 
 class Reconcile(Stage[ReconcileParams]):
@@ -67,7 +73,10 @@ class Reconcile(Stage[ReconcileParams]):
                 )
 
     def rounds(self, context: Context[ReconcileParams]) -> Sequence[Round]:
-        return [Overlaps(), Components(), Sizes(), Selection(), Remap()]
+        return [
+            Overlaps(), Components(), Sizes(), Selection(), Remap(),
+            *(Level(level) for level in range(1, context.params.num_mips + 1)),
+        ]  # fmt: skip
 
     def finish(self, context: Context[ReconcileParams]) -> StageResult:
         source = context.input("subvolumes")
@@ -96,7 +105,8 @@ class Reconcile(Stage[ReconcileParams]):
                 "dropped_segments": selected["dropped_segments"],
                 "subvolume_segments": joined["subvolume_segments"],
                 "merges": joined["merges"],
-                "rejected_pairs": sum(data["rejected"] for data in boxes.values()),
+                "rejected_pairs": sum(data["rejected"] for data in boxes.values()) + joined["doubtful_pairs"],
+                "doubted_segments": joined["doubted_segments"],
                 "missing_subvolumes": missing,
                 "coverage": sum(data["labelled"] for _, data in context.results(Remap.name)) / (z * y * x),
             },

@@ -188,8 +188,8 @@ class Segment(Stage[SegmentParams]):
         box = np.minimum(context.params.subvolume_size_xyz, source.bounds.shape_zyx[::-1])
         if any(b < f for b, f in zip(box, fov, strict=True)):
             raise UserError(
-                f"segment: subvolumes of {tuple(int(b) for b in box)} (xyz) are smaller than the network's field of view {fov}; "
-                "give larger subvolume_size_xyz or bounds_xyz"
+                f"segment: subvolumes of {tuple(int(b) for b in box)} (xyz) are smaller than the network's field of "
+                f"view {fov}; give larger subvolume_size_xyz or bounds_xyz"
             )
         if source.image.dtype.kind not in "uif":
             raise UserError(f"segment: the image has type {source.image.dtype}, grey values were expected")

@@ -1,0 +1,146 @@
+"""The orchestrator as a server: `hpn serve orchestrator`, and the one that `hpn run` brings along."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from happyneurons.errors import UserError
+from happyneurons.orchestrator.metrics import MetricsServer, OrchestratorCollector
+from happyneurons.orchestrator.orchestrator import Orchestrator
+from happyneurons.orchestrator.service import PipelineServicer
+from happyneurons.orchestrator.sites import SiteConfig, load_sites, make_executor
+from happyneurons.rpc.server import RpcServer, Service
+from happyneurons.store.documents import Store
+from happyneurons.v1 import pipeline_service_pb2, pipeline_service_pb2_grpc
+
+log = logging.getLogger("happyneurons.orchestrator")
+
+SERVICE_NAME = pipeline_service_pb2.DESCRIPTOR.services_by_name["PipelineService"].full_name
+
+
+class OrchestratorServer:
+    """An orchestrator with its gRPC server and its metrics. `close` leaves running jobs to a successor."""
+
+    def __init__(
+        self,
+        store: Store,
+        address: str = "127.0.0.1:0",
+        *,
+        sites: Mapping[str, SiteConfig] | None = None,
+        default_site: str = "",
+        metrics_address: str | None = None,
+        drive: bool = True,
+        resume: bool = True,
+    ) -> None:
+        """drive, resume: see Orchestrator. Raises UserError for what cannot be listened on or used."""
+        configs = dict(sites) if sites is not None else load_sites(None)
+        default_site = default_site or ("local" if "local" in configs else next(iter(configs)))
+        if default_site not in configs:
+            raise UserError(f"default site {default_site!r}: there are {', '.join(sorted(configs))}")
+        self._resume = resume
+        registry = CollectorRegistry()
+        stopping = threading.Event()
+        # Executors before the server: what they need to start must not find gRPC's threads in its way.
+        executors = {name: make_executor(name, config) for name, config in configs.items()}
+        self.orchestrator = Orchestrator(store, executors, default_site, drive=drive)
+        servicer = PipelineServicer(
+            self.orchestrator, stopping, {name: config.description for name, config in configs.items()}
+        )
+        service = Service(
+            SERVICE_NAME,
+            lambda server: pipeline_service_pb2_grpc.add_PipelineServiceServicer_to_server(servicer, server),
+        )
+        self._rpc = RpcServer([service], address, registry=registry, stopping=stopping)
+        self._metrics: MetricsServer | None = None
+        if metrics_address is not None:
+            registry.register(OrchestratorCollector(self.orchestrator))
+            self._metrics = MetricsServer(metrics_address, registry)
+
+    @property
+    def address(self) -> str:
+        """`host:port` that clients connect to."""
+        return self._rpc.address
+
+    @property
+    def metrics_address(self) -> str | None:
+        return None if self._metrics is None else self._metrics.address
+
+    def start(self) -> None:
+        """Resume what a predecessor left, then serve. Raises StoreAccessError."""
+        self.orchestrator.start(resume=self._resume)
+        self._rpc.start()
+
+    def close(self) -> None:
+        """Stop serving and driving; running jobs go on."""
+        self._rpc.stop()
+        if self._metrics is not None:
+            self._metrics.close()
+        self.orchestrator.close()
+
+    def __enter__(self) -> OrchestratorServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def local_sites(sites_file: Path | None, cores: int | None, memory_gb: float | None) -> dict[str, SiteConfig]:
+    """Sites of a file, or this machine with limits. Raises UserError."""
+    sites = load_sites(sites_file)
+    if cores is None and memory_gb is None:
+        return sites
+    if sites_file is not None:
+        raise UserError(f"cores and memory of sites stand in {sites_file}: leave out --cores and --memory-gb")
+    limits = {"cores": cores, "memory_gb": memory_gb}
+    return {name: config.model_copy(update=limits) for name, config in sites.items()}
+
+
+def serve_orchestrator(
+    store_uri: str,
+    address: str,
+    *,
+    metrics_address: str | None = None,
+    sites_file: Path | None = None,
+    default_site: str = "",
+    cores: int | None = None,
+    memory_gb: float | None = None,
+    port_file: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serve until SIGTERM or SIGINT; running jobs go on, and the next orchestrator takes them up.
+
+    address, metrics_address: host:port (port 0: any). port_file: gets the bound address once it serves,
+    in one step, so that whoever waits for it never reads half a line.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    server = OrchestratorServer(
+        Store(store_uri), address, sites=local_sites(sites_file, cores, memory_gb), default_site=default_site,
+        metrics_address=metrics_address,
+    )  # fmt: skip
+    with server:
+        if port_file is not None:
+            write_port_file(port_file, server.address)
+        metrics = f", metrics at http://{server.metrics_address}/metrics" if server.metrics_address else ""
+        say(f"orchestrator of {server.orchestrator.store.uri} at {server.address}{metrics}")
+        stop.wait()
+        say("stopping; running jobs go on, and the next orchestrator takes them up")
+
+
+def write_port_file(path: Path, address: str) -> None:
+    """Write an address so that readers see all of it or nothing."""
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        new.write_text(f"{address}\n")
+        new.replace(path)
+    except OSError as error:
+        raise UserError(f"port file {path}: {error.strerror}") from None

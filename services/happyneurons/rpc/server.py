@@ -1,0 +1,191 @@
+"""A gRPC server as every one of ours is: health, reflection, rich errors, metrics, a graceful end.
+
+A service's methods raise the errors of :mod:`happyneurons.errors`; the interceptor here answers
+with the status for them and counts every call.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from happyneurons.errors import HappyError, UserError
+from happyneurons.rpc.errors import to_status
+from happyneurons.rpc.limits import KEEPALIVE_S, MESSAGE_SIZE_OPTIONS
+
+log = logging.getLogger("happyneurons.rpc")
+
+THREADS = 64
+"""Calls at a time; a watcher holds one for as long as it watches."""
+
+GRACE_S = 5.0
+"""Time that calls get to end when the server stops."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service and how it is added: `Service(NAME, lambda server: add_…Servicer_to_server(…, server))`."""
+
+    full_name: str
+    add: Callable[[grpc.Server], None]
+
+
+class RpcServer:
+    """A server on one address. `stopping` is set when it begins to stop: streams end then."""
+
+    def __init__(
+        self,
+        services: Sequence[Service],
+        address: str,
+        *,
+        registry: CollectorRegistry | None = None,
+        stopping: threading.Event | None = None,
+        threads: int = THREADS,
+    ) -> None:
+        """Raises UserError if the address (`host:port`; port 0: any) cannot be listened on."""
+        self.stopping = stopping or threading.Event()
+        self._health = health.HealthServicer()
+        self._names = [s.full_name for s in services]
+        self._server = grpc.server(
+            ThreadPoolExecutor(threads, thread_name_prefix="rpc"),
+            interceptors=[CallInterceptor(CallMetrics(registry or CollectorRegistry()))],
+            options=[
+                *MESSAGE_SIZE_OPTIONS,
+                ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_S * 1000 // 2),
+            ],
+        )
+        for service in services:
+            service.add(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+        )  # fmt: skip
+        host = address.rpartition(":")[0]
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise UserError(f"cannot listen on {address}: the port is taken, or the address is not ours") from error
+        self.address = f"{host}:{self.port}"
+
+    def start(self) -> None:
+        """Serve, and say so to health checks."""
+        self._server.start()
+        for name in ("", *self._names):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    def stop(self, grace_s: float = GRACE_S) -> None:
+        """Refuse new calls, let running ones end for up to `grace_s`, and return when all is over."""
+        self._health.enter_graceful_shutdown()
+        self.stopping.set()
+        self._server.stop(grace_s).wait()
+
+    def wait(self) -> None:
+        """Until the server has stopped."""
+        self._server.wait_for_termination()
+
+
+class CallMetrics:
+    """Counts and latencies of calls, by service, method and code."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ["service", "method"]
+        self.calls = Counter(
+            "happyneurons_grpc_calls", "gRPC calls that ended", [*labels, "code"], registry=registry
+        )  # fmt: skip
+        self.seconds = Histogram(
+            "happyneurons_grpc_call_seconds", "Duration of unary gRPC calls", labels, registry=registry,
+            buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60),
+        )  # fmt: skip
+        self.in_flight = Gauge(
+            "happyneurons_grpc_calls_in_flight", "gRPC calls and streams at work", labels, registry=registry
+        )  # fmt: skip
+
+
+class CallInterceptor(grpc.ServerInterceptor):
+    """Errors become statuses, calls become metrics."""
+
+    def __init__(self, metrics: CallMetrics) -> None:
+        self._metrics = metrics
+
+    def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
+        handler = continuation(details)
+        if handler is None:
+            return None  # UNIMPLEMENTED; its name comes from outside and would be a label without bounds
+        service, _, method = details.method.lstrip("/").partition("/")
+        if handler.response_streaming:
+            makers = grpc.stream_stream_rpc_method_handler, grpc.unary_stream_rpc_method_handler
+            behaviour = self._streaming(handler.stream_stream or handler.unary_stream, service, method)
+        else:
+            makers = grpc.stream_unary_rpc_method_handler, grpc.unary_unary_rpc_method_handler
+            behaviour = self._single(handler.stream_unary or handler.unary_unary, service, method)
+        make = makers[0] if handler.request_streaming else makers[1]
+        return make(
+            behaviour,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _single(self, behaviour: Any, service: str, method: str) -> Any:
+        def call(request: Any, context: grpc.ServicerContext) -> Any:
+            with self._observed(service, method, context) as observed:
+                begin = time.perf_counter()
+                try:
+                    return behaviour(request, context)
+                except Exception as error:  # noqa: BLE001 (whatever it is, the caller gets a status)
+                    observed.fail(error)
+                finally:
+                    self._metrics.seconds.labels(service, method).observe(time.perf_counter() - begin)
+
+        return call
+
+    def _streaming(self, behaviour: Any, service: str, method: str) -> Any:
+        def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            with self._observed(service, method, context) as observed:
+                try:
+                    yield from behaviour(request, context)
+                except Exception as error:  # noqa: BLE001 (whatever it is, the caller gets a status)
+                    observed.fail(error)
+
+        return call
+
+    def _observed(self, service: str, method: str, context: grpc.ServicerContext) -> _Observed:
+        return _Observed(self._metrics, service, method, context)
+
+
+class _Observed:
+    """One call: in flight while the block lasts, counted with its code after it."""
+
+    def __init__(self, metrics: CallMetrics, service: str, method: str, context: Any) -> None:
+        self._metrics, self._service, self._method, self._context = metrics, service, method, context
+
+    def __enter__(self) -> _Observed:
+        self._metrics.in_flight.labels(self._service, self._method).inc()
+        return self
+
+    def fail(self, error: Exception) -> None:
+        """Answer with the status for an error. Always raises, as gRPC's abort does."""
+        if self._context.code() is not None:
+            raise error  # the method aborted by itself
+        if not isinstance(error, HappyError):
+            log.exception("%s/%s failed", self._service, self._method, exc_info=error)
+        self._context.abort_with_status(rpc_status.to_status(to_status(error)))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._metrics.in_flight.labels(self._service, self._method).dec()
+        code = self._context.code()
+        if kind is GeneratorExit or (code is None and not self._context.is_active()):
+            code = grpc.StatusCode.CANCELLED  # the client went away
+        name = "OK" if code is None else code.name
+        self._metrics.calls.labels(self._service, self._method, name).inc()

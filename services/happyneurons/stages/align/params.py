@@ -1,0 +1,116 @@
+"""Parameters of the align stage, and the lengths that follow from them for a given stack."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from happyneurons.jobs.stage import StageParams
+
+# Sizes that fit neuropil, from FIB-SEM of the Drosophila medulla at 10 nm.
+_WINDOW_NM = 140.0
+_DETAIL_NM = 10.0
+_DRIFT_RANGE_NM = 400.0
+_PERSISTENCE_NM = 80.0
+_NOISE = 0.15
+
+
+class AlignParams(StageParams):
+    backend: Literal["native"] = Field("native", description="Program that does it")
+    neighbours: int = Field(
+        2, ge=1, le=5, description="Each section is matched with so many good ones above it; 2 bridges a bad match"
+    )
+    working_size_px: int = Field(
+        1280, ge=128, le=8192, description="Sections larger than this are averaged down for matching (px)"
+    )
+    max_shift_px: float | None = Field(
+        None, gt=0, le=100_000, description="Largest shift between neighbours (px); null: a tenth of the section"
+    )
+    max_rotation_deg: float = Field(5.0, ge=0, le=45, description="Largest rotation between neighbours (degrees)")
+    window_nm: float | None = Field(
+        None, gt=0, le=1e6, description="Size of the compared surroundings of a place (sd, nm); null: 140 if sensible"
+    )
+    match_spacing_px: float | None = Field(
+        None, ge=4, le=10_000, description="Distance of matched places (px); null: a 40th of the section, at least 16"
+    )
+    min_found: float = Field(0.1, gt=0, le=1, description="A pair counts if this part of its places was found")
+    grid_spacing_px: float | None = Field(
+        None, ge=8, le=10_000, description="Distance of the nodes of a section's warp (px); null: a 32nd, at least 24"
+    )
+    distortion_px: float | None = Field(
+        None, gt=0, le=10_000, description="Typical elastic distortion of a section (rms, px); null: estimated"
+    )
+    distortion_range: float = Field(
+        0.4, gt=0.01, le=10, description="Distance over which distortion changes, as part of the section's size"
+    )
+    drift_slope: float = Field(
+        0.25,
+        gt=0,
+        le=10,
+        description="How obliquely tissue runs: its typical sideways movement per distance in z. Such movement is "
+        "kept as it is; near 0 all neighbours are set on top of each other, which straightens neurites",
+    )
+    drift_persistence_nm: float = Field(
+        _PERSISTENCE_NM, gt=0, le=1e6, description="Distance in z over which tissue keeps its direction (nm)"
+    )
+    anchor: int | None = Field(
+        None,
+        ge=0,
+        description="Section that keeps its place and orientation; null: the sections' mean place is kept",
+    )
+    least_contrast: float = Field(
+        3.0, ge=0, le=128, description="Sections whose blurred grey values vary less (sd) are blank"
+    )
+    interpolation: Literal["linear", "cubic", "lanczos"] = Field("cubic", description="How pixels are resampled")
+    margin_px: int = Field(0, ge=0, le=100_000, description="Border added around the input's bounds (px)")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What the parameters mean for sections of a given size; px of the section unless it says otherwise."""
+
+    factor: int
+    """Section px per px of the working picture."""
+    window_px: float
+    """Working px, as the next three."""
+    detail_px: float
+    spacing_px: int
+    max_shift_px: float
+    node_spacing_px: float
+    distortion_range_px: float
+    drift_px: float
+    drift_range_px: float
+    drift_persistence: float
+    noise_px: float
+
+    @classmethod
+    def of(cls, params: AlignParams, width: int, height: int, voxel_size_nm_xyz: tuple[float, float, float]) -> Lengths:
+        small, large = min(width, height), max(width, height)
+        factor = max(1, math.ceil(large / params.working_size_px))
+        pixel_nm, thickness_nm = voxel_size_nm_xyz[0], voxel_size_nm_xyz[2]
+        working_nm = pixel_nm * factor
+        # Voxel sizes may be made up: limits in px keep the result usable.
+        window = params.window_nm / working_nm if params.window_nm else _between(_WINDOW_NM / working_nm, 12, 28)
+        thickness_px = thickness_nm / pixel_nm
+        spacing = params.match_spacing_px or max(16.0, small / 40)
+        nodes = params.grid_spacing_px or max(24.0, small / 32)
+        return cls(
+            factor=factor,
+            window_px=window,
+            detail_px=_between(_DETAIL_NM / working_nm, 1.5, 2.5),
+            spacing_px=max(4, round(spacing / factor)),
+            max_shift_px=(params.max_shift_px or max(16.0, small / 10)) / factor,
+            node_spacing_px=nodes,
+            distortion_range_px=params.distortion_range * small,
+            drift_px=params.drift_slope * thickness_px,
+            drift_range_px=_between(_DRIFT_RANGE_NM / pixel_nm, nodes, small / 3),
+            drift_persistence=math.exp(-thickness_nm / params.drift_persistence_nm),
+            noise_px=_between(_NOISE * thickness_px, 0.1, 3.0),
+        )
+
+
+def _between(value: float, low: float, high: float) -> float:
+    return max(low, min(value, high))

@@ -1,0 +1,185 @@
+"""From the matches of all pairs to a warp and a verdict for each section."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from happyneurons.errors import UserError
+from happyneurons.imaging.warp import GridWarp
+from happyneurons.stages.align.params import AlignParams, Lengths
+from happyneurons.stages.align.prepare import stiffness
+from happyneurons.stages.align.render import least_stretch
+from happyneurons.stages.align.solve import Solution, SolveSettings, apply, solve
+from happyneurons.stages.align.system import NodeGrid, Pair
+
+Doubles = NDArray[np.float64]
+
+# A section is flagged if its residual is so many times the stack's median, and more than this.
+_ODD_RESIDUAL, _ODD_RESIDUAL_PX = 3.0, 1.0
+_LEAST_STRETCH = 0.2
+# Nodes are rounded to this many digits: no one can see the rest, and sums differ there between machines.
+_DIGITS = 3
+
+
+@dataclass(frozen=True)
+class Warp:
+    """A section's warp, section px → aligned px, both from the corner of the stack."""
+
+    spacing_px: float
+    nodes: Doubles
+
+    def grid_warp(self) -> GridWarp:
+        return GridWarp((0.0, 0.0), self.spacing_px, self.nodes)
+
+    def moved(self, corner_xy: tuple[float, float]) -> GridWarp:
+        """The warp in coordinates of a volume whose corner is not (0, 0)."""
+        return GridWarp(corner_xy, self.spacing_px, self.nodes + np.asarray(corner_xy))
+
+
+@dataclass(frozen=True)
+class Placed:
+    warps: dict[int, Warp]
+    figures: dict[str, dict[str, Any]]
+    """By section number, as JSON wants it: status, reason, residual_median_px, confidence, shift_px, …"""
+    summary: dict[str, float]
+
+
+def place_stack(
+    good: Sequence[int],
+    pairs: Sequence[Mapping[str, Any]],
+    load_matches: Callable[[int, int], Mapping[str, np.ndarray]],
+    load_kind: Callable[[int], NDArray[np.uint8]],
+    shape_yx: tuple[int, int],
+    px: Lengths,
+    params: AlignParams,
+) -> Placed:
+    """Warps of the good sections that match a neighbour; the others are left out as failed.
+
+    pairs: what the pairs' tasks reported. load_matches(a, b): their points. load_kind(z): which px
+    of the working picture are tissue or artifact.
+    """
+    height, width = shape_yx
+    usable = [p for p in pairs if p["ok"]]
+    matched = {p["a"] for p in usable} | {p["b"] for p in usable}
+    # A stack of one section has nothing to match and stays as it is.
+    kept = [z for z in good if z in matched or len(good) == 1]
+    if params.anchor is not None and params.anchor not in kept:
+        raise UserError(
+            f"anchor: section {params.anchor} has no picture or matches no neighbour; choose another",
+            [("params.anchor", "a section that matches its neighbours")],
+        )
+    index = {z: k for k, z in enumerate(kept)}
+    found = [_pair(index, p, load_matches(p["a"], p["b"])) for p in usable]
+    grid = NodeGrid(width, height, px.node_spacing_px)
+    settings = SolveSettings(
+        node_spacing_px=px.node_spacing_px, distortion_range_px=px.distortion_range_px, drift_px=px.drift_px,
+        drift_range_px=px.drift_range_px, drift_persistence=px.drift_persistence, noise_px=px.noise_px,
+        distortion_px=params.distortion_px,
+    )  # fmt: skip
+    stiff: list[Doubles | None] = []
+    for z in kept:
+        s = stiffness(load_kind(z), px.factor, grid.shape, px.node_spacing_px)
+        stiff.append(s if (s < 1).any() else None)
+    solution = solve(found, kept, width, height, settings, stiff)
+    nodes = [solution.nodes(k, px.node_spacing_px) for k in range(len(kept))]
+    if params.anchor is not None:
+        nodes = _anchored(nodes, index[params.anchor], px.node_spacing_px)
+    warps = {z: Warp(px.node_spacing_px, np.round(nodes[k], _DIGITS)) for z, k in index.items()}
+    return _judge(good, kept, usable, found, warps, solution, (width, height))
+
+
+def _pair(index: Mapping[int, int], report: Mapping[str, Any], points: Mapping[str, np.ndarray]) -> Pair:
+    return Pair(
+        index[report["a"]], index[report["b"]], points["a_xy"], points["b_xy"], points["correlation"] ** 2
+    )  # fmt: skip
+
+
+def _anchored(nodes: Sequence[Doubles], anchor: int, spacing_px: float) -> list[Doubles]:
+    """All warps followed by the rigid map that brings the anchor back to its own place and orientation."""
+    ny, nx = nodes[anchor].shape[:2]
+    source = np.stack(np.meshgrid(np.arange(nx) * spacing_px, np.arange(ny) * spacing_px), axis=-1).reshape(-1, 2)
+    target = nodes[anchor].reshape(-1, 2)
+    a, b = target - target.mean(axis=0), source - source.mean(axis=0)
+    angle = np.arctan2(np.sum(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]), np.sum(a * b))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    shift = source.mean(axis=0) - turn @ target.mean(axis=0)
+    rigid = np.column_stack([turn, shift])
+    return [apply(rigid, n) for n in nodes]
+
+
+def _judge(
+    good: Sequence[int],
+    kept: Sequence[int],
+    reports: Sequence[Mapping[str, Any]],
+    pairs: Sequence[Pair],
+    warps: Mapping[int, Warp],
+    solution: Solution,
+    size: tuple[int, int],
+) -> Placed:
+    maps = {z: w.grid_warp() for z, w in warps.items()}
+    residuals: dict[int, list[Doubles]] = {z: [] for z in kept}
+    confidence = dict.fromkeys(kept, 0.0)
+    joined: dict[int, set[int]] = {z: set() for z in kept}
+    adjacent = []
+    for report, pair in zip(reports, pairs, strict=True):
+        a, b = report["a"], report["b"]
+        joined[a].add(1)
+        joined[b].add(-1)
+        if pair.b - pair.a != 1:
+            continue
+        miss = np.linalg.norm(maps[b].map(pair.b_xy) - maps[a].map(pair.a_xy), axis=1)
+        adjacent.append(miss)
+        for z in (a, b):
+            residuals[z].append(miss)
+            confidence[z] = max(confidence[z], report["found"])
+    all_misses = np.concatenate(adjacent) if adjacent else np.zeros(1)
+    typical = float(np.median(all_misses))
+    centre = np.array([[(size[0] - 1) / 2, (size[1] - 1) / 2]])
+    figures: dict[str, dict[str, Any]] = {}
+    scales, shifts = [], []
+    for position, z in enumerate(kept):
+        misses = np.concatenate(residuals[z]) if residuals[z] else None
+        shift = float(np.linalg.norm(maps[z].map(centre) - centre))
+        scale = _scale(solution.matrices[position])
+        shifts.append(shift)
+        scales.append(scale)
+        reasons = []
+        median = None if misses is None else float(np.median(misses))
+        if median is not None and median > max(_ODD_RESIDUAL_PX, _ODD_RESIDUAL * typical):
+            reasons.append(f"it lies {median:.1f} px from its neighbours, others {typical:.1f} px")
+        if (position > 0 and -1 not in joined[z]) or (position < len(kept) - 1 and 1 not in joined[z]):
+            reasons.append("it matches its neighbours on one side only")
+        stretch = least_stretch(maps[z])
+        if stretch < _LEAST_STRETCH:
+            reasons.append(f"its warp shrinks a place to {stretch:.2f} of its area")
+        figures[str(z)] = {
+            "status": "flagged" if reasons else "ok",
+            "confidence": round(confidence[z], 4),
+            "shift_px": round(shift, 3),
+            "scale": round(scale, 5),
+            **({"residual_median_px": round(median, 3)} if median is not None else {}),
+            **({"residual_p95_px": round(float(np.percentile(misses, 95)), 3)} if misses is not None else {}),
+            **({"reason": "; ".join(reasons)} if reasons else {}),
+        }
+    for z in good:
+        if z not in warps:
+            figures[str(z)] = {"status": "failed", "reason": "it matches none of its neighbours"}
+    summary = {
+        "residual_median_px": round(typical, 3),
+        "residual_p95_px": round(float(np.percentile(all_misses, 95)), 3),
+        "max_drift_px": round(max(shifts, default=0.0), 3),
+        "scale_error": round(abs(float(np.mean(scales)) - 1), 6) if scales else 0.0,
+        "section_scale_error_max": round(max((abs(s - 1) for s in scales), default=0.0), 5),
+        "jitter_px": round(solution.jitter_px, 3),
+        "distortion_px": round(solution.distortion_px, 3),
+    }
+    return Placed(dict(warps), figures, summary)
+
+
+def _scale(matrix: Doubles) -> float:
+    return float(np.sqrt(abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0])))

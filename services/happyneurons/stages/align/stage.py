@@ -1,0 +1,355 @@
+"""align: sections of a stack → sections that lie on one another, without straightening what is oblique."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from happyneurons.errors import NotFoundError, UserError
+from happyneurons.jobs.stage import (
+    Context,
+    InputSpec,
+    Output,
+    OutputSpec,
+    Round,
+    Stage,
+    StageResult,
+    Task,
+    TaskResult,
+)
+from happyneurons.stages.align.params import AlignParams, Lengths
+from happyneurons.store.artifacts import Bounds
+
+if TYPE_CHECKING:
+    from happyneurons.stages.align.matching import Level
+    from happyneurons.store.volumes import PrecomputedVolume
+
+CHUNK_PX = 1024
+NO_PICTURE = ("failed", "missing", "blank")
+# A section with less than this part of the stack's median contrast is blank.
+_LEAST_CONTRAST = 0.2
+
+
+def _working_path(z: int) -> str:
+    return f"working/{z:06d}.npz"
+
+
+def _matches_path(a: int, b: int) -> str:
+    return f"matches/{a:06d}_{b:06d}.npz"
+
+
+def input_volume(context: Context[Any], name: str) -> PrecomputedVolume | None:
+    """Image or mask of the input; None if it has no mask."""
+    from happyneurons.store.volumes import PrecomputedVolume
+
+    stack = context.input("stack")
+    if name == "mask" and not stack.properties.get("mask"):
+        return None
+    volume: PrecomputedVolume = context.once(name, lambda: PrecomputedVolume(f"{stack.data_uri}/{name}"))
+    return volume
+
+
+def input_image(context: Context[Any]) -> PrecomputedVolume:
+    volume = input_volume(context, "image")
+    assert volume is not None
+    return volume
+
+
+def lengths(context: Context[Any]) -> Lengths:
+    image = input_image(context)
+    _, height, width = image.shape_zyx
+    return Lengths.of(context.params, width, height, image.voxel_size_nm_xyz)
+
+
+def section_document(context: Context[Any], z: int) -> dict[str, Any]:
+    """What the input says of a section."""
+    store = context.once("input documents", context.input("stack").store)
+    try:
+        document: dict[str, Any] = store.get_json(f"sections/{z:06d}.json")
+    except NotFoundError:
+        return {"z": z, "status": "missing", "reason": "the input has no such section"}
+    return document
+
+
+def good_sections(context: Context[Any]) -> list[int]:
+    """Numbers of the sections with tissue, ascending."""
+
+    def find() -> list[int]:
+        import numpy as np
+
+        found = [data for _, data in context.results(PrepareSections.name)]
+        contrasts = [d["contrast"] for d in found if d["status"] not in NO_PICTURE]
+        least = _LEAST_CONTRAST * float(np.median(contrasts)) if contrasts else 0.0
+        return [d["z"] for d in found if d["status"] not in NO_PICTURE and d["contrast"] >= least]
+
+    good: list[int] = context.once("good sections", find)
+    return good
+
+
+class PrepareSections(Round):
+    """Every section averaged down, its tissue marked, its contrast measured."""
+
+    name = "sections"
+
+    def plan(self, context: Context[Any]) -> Iterable[Task]:
+        image = input_image(context)
+        for z in range(image.start_zyx[0], image.stop_zyx[0]):
+            yield Task(key=f"{z:06d}", payload={"z": z})
+
+    def run(self, task: Task, context: Context[Any]) -> TaskResult:
+        import cv2
+
+        from happyneurons.stages.align.prepare import working_picture
+
+        cv2.setNumThreads(context.threads)
+        z: int = task.payload["z"]
+        document = section_document(context, z)
+        status, reason = document["status"], document.get("reason")
+        data = {"z": z, "status": status, "reason": reason, "contrast": 0.0}
+        if status in NO_PICTURE:
+            return TaskResult(data=data)
+        image = input_image(context)
+        picture = working_picture(image, input_volume(context, "mask"), z, lengths(context).factor)
+        if picture.blank(context.params.least_contrast):
+            data |= {"status": "blank", "reason": f"no tissue to see: contrast {picture.contrast:.2f} (sd)"}
+        else:
+            context.output_store("stack").put_arrays(_working_path(z), image=picture.image, kind=picture.kind)
+        data |= {"contrast": round(picture.contrast, 3), "tissue": round(picture.tissue, 4)}
+        _, height, width = image.shape_zyx
+        return TaskResult(data=data, voxels=height * width, bytes=height * width)
+
+
+class MatchPairs(Round):
+    """Each good section and the next good ones above it: a bad section is bridged by itself."""
+
+    name = "pairs"
+
+    def plan(self, context: Context[Any]) -> Iterable[Task]:
+        good = good_sections(context)
+        for i, a in enumerate(good):
+            for b in good[i + 1 : i + 1 + context.params.neighbours]:
+                yield Task(key=f"{a:06d}_{b:06d}", payload={"a": a, "b": b})
+
+    def run(self, task: Task, context: Context[Any]) -> TaskResult:
+        import cv2
+        import numpy as np
+
+        from happyneurons.stages.align.matching import MatchSettings, match_pair
+
+        cv2.setNumThreads(context.threads)
+        a, b = int(task.payload["a"]), int(task.payload["b"])
+        params: AlignParams = context.params
+        px = lengths(context)
+        settings = MatchSettings(
+            px.window_px, px.spacing_px, px.detail_px, px.max_shift_px, params.max_rotation_deg
+        )  # fmt: skip
+        match = match_pair(self._pyramid(context, a), self._pyramid(context, b), settings)
+        linear = match.matrix[:, :2]
+        scale = float(np.sqrt(abs(linear[0, 0] * linear[1, 1] - linear[0, 1] * linear[1, 0])))
+        rotation = float(np.rad2deg(np.arctan2(linear[1, 0] - linear[0, 1], linear[0, 0] + linear[1, 1])))
+        ok = match.found >= params.min_found and len(match.a_xy) >= 6 and 0.9 < scale < 1.1
+        to_section = lambda xy: np.round((xy + 0.5) * px.factor - 0.5, 4)  # noqa: E731
+        context.output_store("stack").put_arrays(
+            _matches_path(a, b), a_xy=to_section(match.a_xy), b_xy=to_section(match.b_xy),
+            correlation=np.round(match.correlation, 4),
+        )  # fmt: skip
+        if not ok:
+            context.log.warning("sections %d and %d do not match: %.0f %% found", a, b, 100 * match.found)
+        data = {
+            "a": a, "b": b, "ok": ok, "found": round(match.found, 4), "matches": len(match.a_xy),
+            "correlation": round(float(np.median(match.correlation)), 4) if len(match.a_xy) else 0.0,
+            "rotation_deg": round(rotation, 3), "scale": round(scale, 5),
+        }  # fmt: skip
+        return TaskResult(data=data)
+
+    @staticmethod
+    def _pyramid(context: Context[Any], z: int) -> list[Level]:
+        """A section's pyramid; the last few are kept, because neighbouring tasks share them."""
+        from happyneurons.stages.align.matching import pyramid
+        from happyneurons.stages.align.prepare import TISSUE
+
+        kept: dict[int, list[Level]] = context.once("pyramids", dict)
+        if z not in kept:
+            while len(kept) > context.params.neighbours:
+                kept.pop(next(iter(kept)))
+            arrays = context.output_store("stack").get_arrays(_working_path(z))
+            kept[z] = pyramid(arrays["image"], arrays["kind"] == TISSUE, lengths(context).detail_px)
+        return kept[z]
+
+
+class SolveStack(Round):
+    """One task: the places of all sections."""
+
+    name = "solve"
+
+    def plan(self, context: Context[Any]) -> Iterable[Task]:
+        good = good_sections(context)
+        if good:
+            yield Task(key="stack", payload={"sections": len(good)}, cost=len(good))
+
+    def run(self, task: Task, context: Context[Any]) -> TaskResult:
+        from happyneurons.imaging.transforms import SECTION, transforms_path
+        from happyneurons.stages.align.placing import place_stack
+
+        image = input_image(context)
+        store = context.output_store("stack")
+        px = lengths(context)
+        pairs = [data for _, data in context.results(MatchPairs.name)]
+        placed = place_stack(
+            good_sections(context),
+            pairs,
+            lambda a, b: store.get_arrays(_matches_path(a, b)),
+            lambda z: store.get_arrays(_working_path(z))["kind"],
+            (image.shape_zyx[1], image.shape_zyx[2]),
+            px,
+            context.params,
+        )
+        _, y0, x0 = image.start_zyx
+        for z, warp in placed.warps.items():
+            moved = warp.moved((x0, y0))
+            store.put_arrays(transforms_path(z), **moved.arrays(SECTION))
+        store.put_json("solution.json", {"sections": placed.figures, "summary": placed.summary})
+        return TaskResult(data=placed.summary)
+
+
+class RenderSections(Round):
+    """Every section drawn through its warp; those without one stay blank (0)."""
+
+    name = "render"
+
+    def prepare(self, context: Context[Any]) -> None:
+        from happyneurons.store.volumes import create_volume
+
+        image, box = input_image(context), _output_bounds(context)
+        names = ["image"] if input_volume(context, "mask") is None else ["image", "mask"]
+        for name in names:
+            create_volume(
+                f"{context.output_uri('stack')}/{name}",
+                start_zyx=box.minimum_xyz[::-1], stop_zyx=box.maximum_xyz[::-1],
+                voxel_size_nm_xyz=image.voxel_size_nm_xyz, dtype="uint8", layer_type="image",
+                chunk_zyx=(1, CHUNK_PX, CHUNK_PX),
+            )  # fmt: skip
+
+    def plan(self, context: Context[Any]) -> Iterable[Task]:
+        image = input_image(context)
+        for z in range(image.start_zyx[0], image.stop_zyx[0]):
+            yield Task(key=f"{z:06d}", payload={"z": z})
+
+    def run(self, task: Task, context: Context[Any]) -> TaskResult:
+        import cv2
+        import numpy as np
+
+        from happyneurons.imaging.transforms import SECTION, transforms_path
+        from happyneurons.imaging.warp import GridWarp
+        from happyneurons.stages.align.render import blocks, draw_block
+
+        cv2.setNumThreads(context.threads)
+        z: int = task.payload["z"]
+        store = context.output_store("stack")
+        document = self._document(context, z)
+        written = 0
+        if document["status"] not in NO_PICTURE:
+            warp = GridWarp.from_arrays(store.get_arrays(transforms_path(z)), SECTION)
+            image, mask = input_image(context), input_volume(context, "mask")
+            out, out_mask = _output_volume(context, "image"), None if mask is None else _output_volume(context, "mask")
+            shown = 0
+            for box in blocks(out.start_zyx, out.stop_zyx, CHUNK_PX):
+                picture, valid = draw_block(image, mask, z, warp, box, context.params.interpolation)
+                out.write((z, box[0], box[1]), picture[np.newaxis])
+                if out_mask is not None and valid is not None:
+                    out_mask.write((z, box[0], box[1]), valid[np.newaxis])
+                written += picture.size
+                shown += int(np.count_nonzero(picture))
+            document["shown"] = round(shown / max(1, written), 4)
+        elif document["status"] == "failed":
+            context.log.warning("section %d is left out: %s", z, document.get("reason"))
+        store.put_json(f"sections/{z:06d}.json", document)
+        return TaskResult(data={"z": z, "status": document["status"]}, voxels=written, bytes=written)
+
+    @staticmethod
+    def _document(context: Context[Any], z: int) -> dict[str, Any]:
+        """Status and figures of the section: what the earlier rounds found."""
+
+        def load() -> tuple[dict[int, Any], Mapping[str, Any]]:
+            prepared = {data["z"]: data for _, data in context.results(PrepareSections.name)}
+            solution = context.output_store("stack").find_json("solution.json") or {"sections": {}}
+            return prepared, solution["sections"]
+
+        prepared, solved = context.once("figures", load)
+        if z not in prepared:
+            return {"z": z, "status": "failed", "reason": "it could not be read"}
+        first = {k: v for k, v in prepared[z].items() if v is not None}
+        if first["status"] in NO_PICTURE:
+            return first
+        figures = solved.get(str(z))
+        if figures is None:
+            return first | {"status": "blank", "reason": "far less contrast than the other sections"}
+        if first["status"] == "flagged" and figures["status"] == "ok":
+            figures = {**figures, "status": "flagged"}
+        return first | figures
+
+
+class Align(Stage[AlignParams]):
+    """Besides the stack itself the output holds `matches/` (corresponding points of pairs), `working/`
+    (the averaged pictures they were found in) and `solution.json` (figures of all sections)."""
+
+    name, version = "align", "1"
+    summary = "Aligns the sections of a stack elastically; bridges bad ones; keeps scale and oblique tissue as they are"
+    Params = AlignParams
+    inputs = {"stack": InputSpec("section_stack", "sections, each roughly in place")}
+    outputs = {"stack": OutputSpec("section_stack", "the same sections, aligned")}
+
+    def check(self, context: Context[AlignParams]) -> None:
+        stack, image = context.input("stack"), input_image(context)
+        if image.dtype.name != "uint8":
+            raise UserError(f"input stack: {stack.uri} has {image.dtype} pixels, expected uint8")
+        if min(image.shape_zyx[1:]) < 32:
+            raise UserError(f"input stack: sections of {stack.uri} are under 32 px wide: nothing to align them by")
+        anchor = context.params.anchor
+        if anchor is not None and not image.start_zyx[0] <= anchor < image.stop_zyx[0]:
+            low, high = image.start_zyx[0], image.stop_zyx[0] - 1
+            raise UserError(
+                f"anchor: section {anchor} is not in the stack ({low} to {high})",
+                [("params.anchor", f"a section number from {low} to {high}")],
+            )
+
+    def rounds(self, context: Context[AlignParams]) -> Sequence[Round]:
+        return [PrepareSections(), MatchPairs(), SolveStack(), RenderSections()]
+
+    def finish(self, context: Context[AlignParams]) -> StageResult:
+        image, stack, box = input_image(context), context.input("stack"), _output_bounds(context)
+        sections = [data["status"] for _, data in context.results(RenderSections.name)]
+        sections += ["failed"] * len(context.quarantined(RenderSections.name))
+        metrics: dict[str, float] = {
+            f"sections_{status}": float(sections.count(status)) for status in ("ok", "flagged", *NO_PICTURE)
+        }
+        pairs = [data["ok"] for _, data in context.results(MatchPairs.name)]
+        metrics["pairs_ok"] = float(sum(pairs))
+        metrics["pairs_failed"] = float(len(pairs) - sum(pairs) + len(context.quarantined(MatchPairs.name)))
+        for _, summary in context.results(SolveStack.name):
+            metrics |= {name: float(value) for name, value in summary.items()}
+        output = Output(
+            "section_stack", image.voxel_size_nm_xyz, box,
+            {
+                "source": stack.uri, "image": "image", "sections": "sections", "transforms": "transforms",
+                "mask": input_volume(context, "mask") is not None,
+                "z_range": [image.start_zyx[0], image.stop_zyx[0]], "anchor": context.params.anchor,
+            },
+        )  # fmt: skip
+        return StageResult({"stack": output}, metrics)
+
+
+def _output_bounds(context: Context[Any]) -> Bounds:
+    image, margin = input_image(context), context.params.margin_px
+    (z0, y0, x0), (z1, y1, x1) = image.start_zyx, image.stop_zyx
+    return Bounds(
+        minimum_xyz=(x0 - margin, y0 - margin, z0), maximum_xyz=(x1 + margin, y1 + margin, z1)
+    )  # fmt: skip
+
+
+def _output_volume(context: Context[Any], name: str) -> PrecomputedVolume:
+    from happyneurons.store.volumes import PrecomputedVolume
+
+    uri = f"{context.output_uri('stack')}/{name}"
+    volume: PrecomputedVolume = context.once(uri, lambda: PrecomputedVolume(uri))
+    return volume

@@ -1,0 +1,158 @@
+"""The sparse least-squares problem that `solve` sets up: unknowns, priors, and how it is solved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from scipy.sparse.linalg import splu
+
+Doubles = NDArray[np.float64]
+Basis = Callable[[Doubles], Any]
+"""(n, 2) points → (n, coefficients) sparse matrix: the value at a point of the map with given coefficients."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Corresponding points of the sections at positions a < b of the list of good sections."""
+
+    a: int
+    b: int
+    a_xy: Doubles
+    b_xy: Doubles
+    weight: Doubles
+
+
+class NodeGrid:
+    """Nodes at (i, j) · spacing that cover a section of width × height px."""
+
+    def __init__(self, width: int, height: int, spacing_px: float) -> None:
+        self.spacing_px = spacing_px
+        self.shape = tuple(max(2, int(np.ceil((n - 1) / spacing_px)) + 1) for n in (height, width))
+        self.count = self.shape[0] * self.shape[1]
+
+    def basis(self, points: Doubles) -> Any:
+        """Bilinear interpolation at (n, 2) points as (n, nodes) matrix."""
+        ny, nx = self.shape
+        place = points / self.spacing_px
+        i = np.clip(np.floor(place[:, 0]).astype(np.int64), 0, nx - 2)
+        j = np.clip(np.floor(place[:, 1]).astype(np.int64), 0, ny - 2)
+        fx, fy = np.clip(place[:, 0] - i, 0, 1), np.clip(place[:, 1] - j, 0, 1)
+        columns = np.stack([j * nx + i, j * nx + i + 1, (j + 1) * nx + i, (j + 1) * nx + i + 1], axis=1)
+        values = np.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy], axis=1)
+        rows = np.arange(0, 4 * len(points) + 1, 4)
+        return sp.csr_matrix((values.ravel(), columns.ravel(), rows), shape=(len(points), self.count))
+
+    def precision(self, rms_px: float, range_px: float, stiffness: Doubles | None = None) -> Any:
+        """Precision matrix of a smooth random field of that size and range (Matérn, ν = 1).
+
+        stiffness (ny, nx), 0..1: the field may jump where it is low.
+        """
+        ny, nx = self.shape
+        index = np.arange(self.count).reshape(ny, nx)
+        first = np.concatenate([index[:, :-1].ravel(), index[:-1].ravel()])
+        second = np.concatenate([index[:, 1:].ravel(), index[1:].ravel()])
+        tie = np.ones(len(first))
+        if stiffness is not None:
+            flat = stiffness.ravel()
+            tie = np.minimum(flat[first], flat[second])
+        rows = np.concatenate([first, second, first, second])
+        columns = np.concatenate([second, first, first, second])
+        values = np.concatenate([-tie, -tie, tie, tie])
+        laplacian = sp.csr_matrix((values, (rows, columns)), shape=(self.count, self.count))
+        kappa_squared = 8.0 * (self.spacing_px / range_px) ** 2
+        factor = sp.identity(self.count) * kappa_squared + laplacian
+        return sp.csr_matrix(factor @ factor / (4 * np.pi * kappa_squared * rms_px**2))
+
+
+class System:
+    """Unknowns: coefficients of U for k sections, then of V for the k − 1 intervals between them."""
+
+    def __init__(self, pairs: Sequence[Pair], gaps: Doubles, basis: Basis) -> None:
+        self.gaps = gaps
+        self.sections = len(gaps) + 1
+        rows = []
+        for pair in pairs:
+            at_a, at_b = basis(pair.a_xy), basis(pair.b_xy)
+            self.size = at_a.shape[1]
+            blocks: dict[int, Any] = {pair.a: -at_a, pair.b: at_b}
+            blocks |= {self.sections + i: -gaps[i] * at_a for i in range(pair.a, pair.b)}
+            rows.append(_block_row(blocks, self.size, 2 * self.sections - 1))
+        self.design = sp.vstack(rows).tocsr()
+        self.weight = np.concatenate([p.weight / (p.b - p.a) for p in pairs])
+        self.offset = np.concatenate([p.b_xy - p.a_xy for p in pairs])
+
+    def solve(
+        self, prior_u: Any, prior_v: Any, persistence: float, weight: Doubles, noise_px: float,
+        offset: Doubles, exact: bool = False,
+    ) -> Doubles:  # fmt: skip
+        """(k, coefficients, 2) of U. offset (rows, 2): T_b(q) − T_a(p) with U = 0."""
+        prior = sp.block_diag([prior_u, sp.kron(_autoregressive(self.gaps, persistence), prior_v)]).tocsc()
+        design, transposed = self.design, self.design.T.tocsr()
+        x = np.zeros((design.shape[1], 2))
+        robust = np.ones(len(weight))
+        for goal in (1e-6, 1e-6, 1e-10):
+            w = weight * robust / noise_px**2
+            normal = (transposed @ sp.diags(w) @ design + prior).tocsc()
+            right = -(transposed @ (w[:, None] * offset))
+            x = splu(normal).solve(right) if exact else self._conjugate_gradient(normal, right, x, goal)
+            miss = np.linalg.norm(offset + design @ x, axis=1)
+            scale = max(2 * noise_px, 3 * float(np.median(miss)))
+            robust = 1 / (1 + (miss / scale) ** 2)
+        return x[: self.sections * self.size].reshape(self.sections, self.size, 2)
+
+    def _conjugate_gradient(self, normal: Any, right: Doubles, start: Doubles, goal: float) -> Doubles:
+        """Both right-hand sides at once, preconditioned by the blocks of single sections and intervals.
+
+        Sums are numpy's own, not BLAS's: the same bits with any number of threads.
+        """
+        blocks = [normal[i : i + self.size, i : i + self.size] for i in range(0, normal.shape[0], self.size)]
+        preconditioner = splu(
+            sp.block_diag(blocks).tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True}
+        )
+        matrix = normal.tocsr()
+        x = start.copy()
+        r = right - matrix @ x
+        y = preconditioner.solve(r)
+        p = y.copy()
+        ry = (r * y).sum(axis=0)
+        limit = goal * np.maximum((right * preconditioner.solve(right)).sum(axis=0), 1e-30)
+        for _ in range(2000):
+            if (ry <= limit).all():
+                break
+            ap = matrix @ p
+            step = ry / np.maximum((p * ap).sum(axis=0), 1e-300)
+            x += step * p
+            r -= step * ap
+            y = preconditioner.solve(r)
+            before, ry = ry, (r * y).sum(axis=0)
+            p = y + (ry / np.maximum(before, 1e-300)) * p
+        return x
+
+
+def _block_row(blocks: dict[int, Any], size: int, total: int) -> Any:
+    """Blocks of `size` columns each, placed by index among `total` ones."""
+    parts = []
+    for index, block in blocks.items():
+        coo = block.tocoo()
+        parts.append((coo.data, coo.row, coo.col + index * size))
+    data, rows, columns = (np.concatenate(x) for x in zip(*parts, strict=True))
+    height = next(iter(blocks.values())).shape[0]
+    return sp.csr_matrix((data, (rows, columns)), shape=(height, total * size))
+
+
+def _autoregressive(gaps: Doubles, persistence: float) -> Any:
+    """Precision of a first-order autoregressive series of unit variance, one value an interval."""
+    n = len(gaps)
+    if n == 1:
+        return sp.identity(1, format="csr")
+    rho = persistence ** ((gaps[1:] + gaps[:-1]) / 2)
+    diagonal = np.ones(n)
+    diagonal[1:] += rho**2 / (1 - rho**2)
+    diagonal[:-1] += rho**2 / (1 - rho**2)
+    side = -rho / (1 - rho**2)
+    return sp.diags([side, diagonal, side], [-1, 0, 1]).tocsr()
