@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,13 @@ def publish_stack(
         bounds=Bounds(minimum_xyz=(0, 0, 0), maximum_xyz=(width, height, len(pictures))),
     )  # fmt: skip
     manifest = Manifest(
-        job_key=key, stage="montage", stage_version="0", params={}, inputs={}, outputs={"stack": artifact}, provenance={}
+        job_key=key,
+        stage="montage",
+        stage_version="0",
+        params={},
+        inputs={},
+        outputs={"stack": artifact},
+        provenance={},
     )
     store.put_json(manifest_path(key), manifest.model_dump(mode="json"))
     return artifact.uri
@@ -112,7 +119,7 @@ def compare(to_aligned: Map, canonical: np.ndarray, sections: int) -> dict[str, 
     """Errors of a map canonical px → aligned px (NaN where it is not seen)."""
     placed = {z: to_aligned(z, canonical) for z in range(sections)}
     kept = [(z, p) for z, p in placed.items() if p is not None]
-    adjacent = np.concatenate([np.linalg.norm(b - a, axis=1) for (_, a), (_, b) in zip(kept, kept[1:], strict=False)])
+    adjacent = np.concatenate([np.linalg.norm(b - a, axis=1) for (_, a), (_, b) in pairwise(kept)])
     target = np.concatenate([p for _, p in kept])
     source = np.tile(canonical, (len(kept), 1))
     seen = np.isfinite(target).all(axis=1)

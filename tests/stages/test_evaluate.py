@@ -14,6 +14,7 @@ import pytest
 from happyneurons.acquisition.simulate import simulate_acquisition
 from happyneurons.acquisition.truth import AcquisitionTruth
 from happyneurons.errors import UserError
+from happyneurons.imaging.warp import GridWarp
 from happyneurons.metrics.segmentation import connected_objects, scores, truth_table
 from happyneurons.store.artifacts import Artifact, ArtifactKind, Manifest, artifact_uri, manifest_path
 from happyneurons.store.documents import Store
@@ -234,6 +235,38 @@ class TestThroughTheMicroscope:
         a = self.evaluate(store, folder, segmentation=self.segmentation(tmp_path, wrong), aligned=aligned)
         b = self.evaluate(store, folder, segmentation=self.segmentation(tmp_path / "b", labels), aligned=aligned)
         assert a.metrics == b.metrics
+
+    def test_a_stack_between_montage_and_alignment_is_followed(
+        self, store: Store, tmp_path: Path, folder: Path, labels: np.ndarray
+    ) -> None:
+        """Here one of half the size, as `normalize` makes it; the alignment enlarges it again."""
+        montage, aligned = self.stacks(store, folder)
+        truth = AcquisitionTruth(folder)
+        half = GridWarp.affine([[0.5, 0, -0.25], [0, 0.5, -0.25]])
+        sections = [z for z in range(3, 15) if z != self.MISSING]
+
+        def normalize(data: Store) -> None:
+            for z in sections:
+                data.put_arrays(f"transforms/{z:06d}.npz", **half.arrays("section"))
+
+        def align(data: Store) -> None:
+            for z in sections:
+                section = truth.section_warp(z)
+                assert section is not None
+                # The section's own map, for pixels twice as large.
+                fine = GridWarp(half.map(section.origin_xy[None])[0], section.spacing_px / 2, section.nodes)
+                assert np.allclose(fine.sources(), half.map(section.sources().reshape(-1, 2)).reshape(fine.nodes.shape))
+                data.put_arrays(f"transforms/{z:06d}.npz", **fine.translated(SHIFT_XY).arrays("section"))
+
+        normalized = publish(store, "section_stack", normalize, source=montage)
+        through = publish(store, "section_stack", align, source=normalized)
+        segmentation = self.segmentation(tmp_path, labels)
+        direct = self.evaluate(store, folder, segmentation=segmentation, aligned=aligned).metrics
+        indirect = self.evaluate(store, folder, segmentation=segmentation, aligned=through, montage=montage).metrics
+        assert indirect == pytest.approx(direct, abs=0.01)
+        other, _ = self.stacks(store, folder, tile_shift=1.0)
+        with pytest.raises(UserError, match="not made from the input montage"):
+            self.evaluate(store, folder, aligned=aligned, montage=other)
 
     def test_aligned_sections_are_needed_to_carry_labels(
         self, store: Store, tmp_path: Path, folder: Path, labels: np.ndarray

@@ -20,7 +20,7 @@ from happyneurons.metrics.contingency import Contingency
 from happyneurons.metrics.segmentation import connected_objects, coverage, scores, truth_table
 from happyneurons.stages import load_stage
 from happyneurons.stages.reconcile.components import components, local_ids, numbers, segment_keys
-from happyneurons.stages.reconcile.levels import factors_xyz
+from happyneurons.store.pyramid import factors_xyz
 from happyneurons.stages.reconcile.overlaps import OverlapRules, compare
 from happyneurons.store.artifacts import Artifact, Bounds, Manifest, artifact_uri, load_artifact, manifest_path
 from happyneurons.store.documents import Store

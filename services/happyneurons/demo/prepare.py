@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class DemoSettings:
 class DemoInput:
     acquisition: Path
     objects: int
+    wall_s: float
 
 
 def prepare(folder: Path, settings: DemoSettings) -> DemoInput:
@@ -37,6 +39,7 @@ def prepare(folder: Path, settings: DemoSettings) -> DemoInput:
     from happyneurons.acquisition.phantom import make_phantom, write_phantom
     from happyneurons.acquisition.simulate import simulate_acquisition
 
+    began = time.monotonic()
     described: dict[str, Any] = {
         "size_xyz": list(settings.size_xyz), "seed": settings.seed, "anisotropy": settings.anisotropy,
     }  # fmt: skip
@@ -54,4 +57,4 @@ def prepare(folder: Path, settings: DemoSettings) -> DemoInput:
         image_uri, folder / "acquisition", labels_uri=labels_uri, tiles=(2, 1), overlap_px=OVERLAP_PX,
         seed=settings.seed,
     )  # fmt: skip
-    return DemoInput(folder / "acquisition", known["objects"])
+    return DemoInput(folder / "acquisition", known["objects"], round(time.monotonic() - began, 2))

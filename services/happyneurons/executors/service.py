@@ -6,19 +6,22 @@ found in the store like everybody's.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from happyneurons.errors import (
     EXIT_FAILED,
     EXIT_OK,
+    EXIT_TRY_AGAIN,
+    EXIT_USAGE,
     HappyError,
     NotFoundError,
     StoreError,
     UnavailableError,
     UserError,
 )
-from happyneurons.executors.base import ProcessReport, ProcessState, Submission
+from happyneurons.executors.base import Capacity, ProcessReport, ProcessState, Submission
 from happyneurons.jobs.spec import Resources, load_spec, parse_job_uri
 from happyneurons.rpc.client import call, connect
 from happyneurons.rpc.convert import job_spec_message
@@ -27,12 +30,16 @@ from happyneurons.v1 import jobs_pb2, stage_service_pb2, stage_service_pb2_grpc
 TIMEOUT_S = 10.0
 
 STATES = {
-    jobs_pb2.JOB_STATE_WAITING: ProcessReport(ProcessState.QUEUED),
-    jobs_pb2.JOB_STATE_QUEUED: ProcessReport(ProcessState.QUEUED),
-    jobs_pb2.JOB_STATE_RUNNING: ProcessReport(ProcessState.RUNNING),
-    jobs_pb2.JOB_STATE_SUCCEEDED: ProcessReport(ProcessState.EXITED, EXIT_OK),
-    jobs_pb2.JOB_STATE_FAILED: ProcessReport(ProcessState.EXITED, EXIT_FAILED),
-    jobs_pb2.JOB_STATE_CANCELLED: ProcessReport(ProcessState.EXITED, EXIT_FAILED),
+    jobs_pb2.JOB_STATE_WAITING: ProcessState.UNKNOWN,  # known to the store, but in no queue of the server
+    jobs_pb2.JOB_STATE_QUEUED: ProcessState.QUEUED,
+    jobs_pb2.JOB_STATE_RUNNING: ProcessState.RUNNING,
+    jobs_pb2.JOB_STATE_SUCCEEDED: ProcessState.EXITED,
+    jobs_pb2.JOB_STATE_FAILED: ProcessState.EXITED,
+    jobs_pb2.JOB_STATE_CANCELLED: ProcessState.EXITED,
+}
+EXIT_CODES = {
+    jobs_pb2.FAILURE_KIND_USER: EXIT_USAGE,
+    jobs_pb2.FAILURE_KIND_INFRASTRUCTURE: EXIT_TRY_AGAIN,
 }
 
 
@@ -64,6 +71,11 @@ class ServiceExecutor:
             return f"the stage server at {self.address} has no stage {stage!r}"
         if resources.cores > server.cores:
             return f"needs {resources.cores} cores; the stage server at {self.address} gives {server.cores}"
+        if (resources.memory_gb or 0) > server.memory_gb:
+            needs = f"needs {resources.memory_gb:g} GB of memory"
+            return f"{needs}; the stage server at {self.address} gives {server.memory_gb:.3g} GB"
+        if resources.gpus_per_rank:
+            return f"needs GPUs; the stage server at {self.address} was given none"
         return None
 
     def submit(self, submission: Submission) -> str:
@@ -96,17 +108,35 @@ class ServiceExecutor:
             except (UnavailableError, StoreError, NotFoundError) as error:
                 reports[handle] = ProcessReport(ProcessState.UNKNOWN, detail=str(error))
                 continue
-            report = STATES.get(job.state, ProcessReport(ProcessState.UNKNOWN))
-            reports[handle] = ProcessReport(report.state, report.exit_code, job.failure.message or job.waiting_for)
+            reports[handle] = _report(job)
         return reports
 
     def cancel(self, handle: str) -> None:
         request = stage_service_pb2.CancelJobRequest(key=handle, reason="cancelled by the orchestrator")
-        self._call(self._stub.CancelJob, request)
+        with contextlib.suppress(NotFoundError):  # nothing to cancel
+            self._call(self._stub.CancelJob, request)
 
     def explain(self, handle: str) -> str:
         report = self.poll([handle])[handle]
         return report.detail or f"the stage server at {self.address} says {report.state.value}"
 
+    def capacity(self) -> Capacity:
+        self._description = None
+        try:
+            server = self._describe()
+        except HappyError as error:
+            return Capacity(problem=str(error))
+        return Capacity(server.cores, server.memory_gb)
+
     def close(self) -> None:
         self._channel.close()
+
+
+def _report(job: jobs_pb2.Job) -> ProcessReport:
+    state = STATES.get(job.state, ProcessState.UNKNOWN)
+    code = None
+    if job.state == jobs_pb2.JOB_STATE_SUCCEEDED:
+        code = EXIT_OK
+    elif state is ProcessState.EXITED:
+        code = EXIT_CODES.get(job.failure.kind, EXIT_FAILED)
+    return ProcessReport(state, code, job.failure.message or job.waiting_for)

@@ -11,6 +11,11 @@ from happyneurons.ffn.canvas import Canvas, Step
 from happyneurons.ffn.options import InferenceOptions
 from happyneurons.ffn.seeds import peak_seeds
 
+Faces = tuple[tuple[bool, bool], tuple[bool, bool], tuple[bool, bool]]
+"""Something about the first and last face along z, y and x."""
+
+NO_FACES: Faces = ((False, False), (False, False), (False, False))
+
 
 @dataclass(frozen=True)
 class SubvolumeSegmentation:
@@ -34,27 +39,43 @@ def segment_subvolume(
     *,
     excluded: NDArray[np.bool_] | None = None,
     voxel_size_zyx: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    mirrored: Faces = NO_FACES,
 ) -> SubvolumeSegmentation:
     """Segment grey values (z, y, x); an image smaller than the field of view has no segments.
 
     excluded: True where nothing is to be segmented, same shape.
-    voxel_size_zyx: for the seeds' distances from edges; only the ratio matters, but for
-    `seed_min_edge_distance`, which is in the smallest edge's voxels.
+    voxel_size_zyx: for the seeds' distances from edges, which are in voxels of the shortest edge.
+    mirrored: faces beyond which the image is continued by its mirror image, so that the field of
+    view can be centred up to there; without that, half a field of view along a face is seen only
+    from the inside, and objects that lie wholly within it are missed.
     """
+    if any(n < f for n, f in zip(image.shape, step.architecture.fov_zyx, strict=True)):
+        return SubvolumeSegmentation(np.zeros(image.shape, np.uint32), {})
     normalized = step.architecture.normalize(image)
     if excluded is not None and not excluded.any():
         excluded = None
-    canvas = Canvas(normalized, step, options, excluded)
-    if all(n >= f for n, f in zip(image.shape, step.architecture.fov_zyx, strict=True)):
-        smallest = min(voxel_size_zyx)
-        seeds = peak_seeds(
-            normalized,
-            excluded,
-            voxel_size_zyx=(voxel_size_zyx[0] / smallest, voxel_size_zyx[1] / smallest, voxel_size_zyx[2] / smallest),
-            min_edge_distance=options.seed_min_edge_distance,
-            order=options.seed_order,
-        )
-        for z, y, x in seeds.tolist():
-            canvas.segment((z, y, x))
-    segmentation = np.maximum(canvas.segmentation, 0).astype(np.uint32)
+    smallest = min(voxel_size_zyx)
+    seeds = peak_seeds(
+        normalized,
+        excluded,
+        voxel_size_zyx=(voxel_size_zyx[0] / smallest, voxel_size_zyx[1] / smallest, voxel_size_zyx[2] / smallest),
+        min_edge_distance=options.seed_min_edge_distance,
+        order=options.seed_order,
+    )
+    margins = [
+        (f // 2 if first else 0, f // 2 if last else 0)
+        for f, (first, last) in zip(step.architecture.fov_zyx, mirrored, strict=True)
+    ]
+    inner = tuple(slice(a, a + n) for (a, _), n in zip(margins, image.shape, strict=True))
+    beyond = np.pad(np.zeros(image.shape, bool) if excluded is None else excluded, margins, constant_values=True)
+    canvas = Canvas(
+        np.pad(normalized, margins, mode="reflect"),
+        step,
+        options,
+        beyond if excluded is not None or any(map(any, mirrored)) else None,
+    )
+    offset = [a for a, _ in margins]
+    for z, y, x in (seeds + offset).tolist():
+        canvas.segment((z, y, x))
+    segmentation = np.maximum(canvas.segmentation[inner], 0).astype(np.uint32)
     return SubvolumeSegmentation(segmentation, dict(canvas.counters))

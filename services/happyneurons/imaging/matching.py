@@ -37,6 +37,15 @@ def _blur(picture: Image, sigma_px: float) -> Image:
     return np.asarray(cv2.GaussianBlur(picture, (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT_101))
 
 
+def level_contrast(filtered: Image, sigma_px: float, floor: float = 0.5) -> Image:
+    """A filtered picture (see `dog`) divided by its local contrast, so that no single edge dominates a correlation.
+
+    sigma_px: size of "local"; floor: contrast below this part of the picture's own is not raised to full.
+    """
+    contrast = np.sqrt(_blur(np.asarray(filtered * filtered), sigma_px))
+    return np.asarray(filtered / (contrast + floor * float(np.median(contrast)) + 1e-3), dtype=np.float32)
+
+
 def shrink(image: np.ndarray, factor: int) -> np.ndarray:
     """The image at 1 / factor of its size by averaging; pixel (x, y) covers factor² pixels from (x, y) * factor.
 
@@ -229,6 +238,7 @@ def match_blocks(
     mask_a: np.ndarray | None = None,
     mask_b: np.ndarray | None = None,
     min_valid: float = 0.8,
+    max_ambiguity: float = 1.0,
 ) -> Matches:
     """Find blocks of picture a in picture b by normalized cross-correlation, to a fraction of a pixel.
 
@@ -236,7 +246,8 @@ def match_blocks(
     whole px; guess_b: (n, 2) where they are expected in b. half_px: half size of a block in x and y
     (a block has 2 * half + 1 px); search_px: how far from the guess to look, in x and y. At the edge
     of b the search is cut, not refused. A block is dropped if it leaves a, if less than `min_valid`
-    of it is valid, if its score is below `min_score`, or if its peak lies on the edge of the search.
+    of it is valid, if its score is below `min_score`, if its peak lies on the edge of the search, or if
+    anything more than 3 px away scores more than `max_ambiguity` times the peak.
     """
     centres = np.rint(np.asarray(xy_a, dtype=np.float64).reshape(-1, 2)).astype(int)
     guesses = np.rint(np.asarray(guess_b, dtype=np.float64).reshape(-1, 2)).astype(int)
@@ -263,6 +274,10 @@ def match_blocks(
         if not min_score <= score <= 1.01 or not 0 < px < scene.shape[1] - 1 or not 0 < py < scene.shape[0] - 1:
             continue
         dx, dy = _peak_offset(scene, px, py)
+        if max_ambiguity < 1:
+            scene[max(0, py - 3) : py + 4, max(0, px - 3) : px + 4] = -1
+            if float(scene.max()) > max_ambiguity * score:
+                continue
         found_a.append((xa, ya))
         found_b.append((x0 + hx + px + dx, y0 + hy + py + dy))
         scores.append(score)
@@ -370,7 +385,7 @@ def fit_smooth(
     The map is q - p = a polynomial: constant, both linear terms, and along the longer side of the
     strip the quadratic, mixed and cubic ones. Robust by reweighting (Cauchy) from a wide scale to a
     narrow one, weighted by score. Terms that the matches do not determine stay near 0: ridge_px is
-    the error of a match that weighs as much as a px of such a term. In the end a match is kept if its
+    about the error of a match whose pull equals that of a px of bend. In the end a match is kept if its
     residual is below 3 * median residual, but at least least_px and at most most_px.
     """
     p, q = matches.xy_a, matches.xy_b
@@ -382,7 +397,7 @@ def fit_smooth(
     terms, goal = shape._terms(p), q - p
     start = np.median(goal, axis=0)
     goal = goal - start
-    ridge = ridge_px**2 * np.diag([1e-6, 1e-2, 1.0, 1.0, 1.0, 1.0])
+    ridge = ridge_px**2 * np.diag([1e-6, 1e-2, 1e-2, 0.3, 0.1, 0.3])
     coefficients = np.zeros((6, 2))
     residual = np.linalg.norm(goal, axis=1)
     scale = max(most_px, float(np.median(residual)))

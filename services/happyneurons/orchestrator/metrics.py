@@ -6,6 +6,7 @@ what happened since this process started: events that it only replays are not co
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter, defaultdict
@@ -18,7 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from happyneurons._version import __version__
-from happyneurons.errors import HappyError, UserError
+from happyneurons.errors import HappyError, NotFoundError, UserError
 from happyneurons.orchestrator.driver import RunDriver
 from happyneurons.orchestrator.orchestrator import Orchestrator
 from happyneurons.orchestrator.runlog import Event
@@ -130,7 +131,8 @@ class OrchestratorCollector(Collector):
             return
         figures: dict[str, float] | None = None
         if job.phase is JobPhase.SUCCEEDED:
-            figures = _published_work(self._orchestrator.store, job.key)
+            with contextlib.suppress(HappyError):  # the store is away: the next scrape will know
+                figures = _published_work(self._orchestrator.store, job.key)
         elif progress := driver.progress.get(name):
             figures = {
                 "done": progress["resumed_tasks"] + progress["computed_tasks"],
@@ -195,14 +197,11 @@ class OrchestratorCollector(Collector):
 
 
 @lru_cache(maxsize=65_536)
-def _published_work(store: Store, key: str) -> dict[str, float] | None:
-    """What a manifest says was done (manifests never change)."""
-    try:
-        manifest = load_manifest(store, key)
-    except HappyError:
-        manifest = None
+def _published_work(store: Store, key: str) -> dict[str, float]:
+    """What a manifest says was done (manifests never change). Raises NotFoundError, StoreError."""
+    manifest = load_manifest(store, key)
     if manifest is None:
-        return None
+        raise NotFoundError(f"job {key}: its manifest is gone")
     made = manifest.provenance
     return {
         "done": float(made.get("tasks_computed", 0) + made.get("tasks_resumed", 0)),

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from happyneurons.errors import ConflictError, HappyError, NotFoundError, UserError
-from happyneurons.executors.base import Executor
+from happyneurons.executors.base import Executor, ProcessState
 from happyneurons.jobs.attempts import owner_id
 from happyneurons.orchestrator.driver import RunDriver
 from happyneurons.orchestrator.pipeline import Pipeline, PipelineError, parse_pipeline
@@ -75,12 +75,33 @@ class Orchestrator:
                     log.error("run %s cannot be resumed: %s", run_id, error)
         self._thread.start()
 
-    def close(self) -> None:
+    def halt(self) -> None:
         """Stop driving. Running jobs go on; a successor finds them."""
         self._closed = True
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout=30)
+
+    def drain(self, limit_s: float) -> None:
+        """After `halt`: ask the jobs that run on this machine to stop, and wait until they have."""
+        assert self._closed
+        pending = []
+        for driver in self.drivers():
+            for job in driver.status.jobs.values():
+                executor = self.sites.get(job.job.site)
+                if executor and executor.kind == "local" and job.handle:
+                    executor.cancel(job.handle)
+                    pending.append((executor, job.handle))
+        deadline = time.monotonic() + limit_s
+        at_work = (ProcessState.QUEUED, ProcessState.RUNNING)
+        while any(executor.poll([handle])[handle].state in at_work for executor, handle in pending):
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        """Stop driving and let go of the sites."""
+        self.halt()
         for executor in self.sites.values():
             executor.close()
 

@@ -109,12 +109,17 @@ class Store:
         with _errors(self, path):
             return bytes(obstore.get_range(self._backend, path, start=start, length=length))
 
-    def size(self, path: str) -> int:
-        """The document's length in bytes. Raises NotFoundError, StoreError."""
+    def stat(self, path: str) -> tuple[int, str | None]:
+        """(length in bytes, Content-Encoding or None) of a document. Raises NotFoundError, StoreError.
+
+        CloudVolume's chunks on object stores are compressed, and say so in this header only.
+        """
         import obstore
 
         with _errors(self, path):
-            return int(obstore.head(self._backend, path)["size"])
+            # A GET without content: obstore's own `head` does not tell the attributes.
+            answer = obstore.get(self._backend, path, options={"head": True})
+            return int(answer.meta["size"]), answer.attributes.get("Content-Encoding")
 
     def exists(self, path: str) -> bool:
         import obstore

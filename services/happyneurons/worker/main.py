@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -77,12 +78,13 @@ def describe(name: str | None) -> None:
 @click.option("--address", default="127.0.0.1:50051", show_default=True, help="host:port to listen on; port 0: any.")
 @click.option("--cores", type=int, help="Cores that jobs may use together [default: all].")
 @click.option("--memory-gb", type=float, help="Memory that jobs may use together [default: all].")
-def serve(store_uri: str, address: str, cores: int | None, memory_gb: float | None) -> None:
+@click.option("--port-file", type=click.Path(path_type=Path), help="Write the bound host:port here once it serves.")
+def serve(store_uri: str, address: str, cores: int | None, memory_gb: float | None, port_file: Path | None) -> None:
     """Serve the StageService until SIGTERM."""
     from happyneurons.worker.server import serve_stage
 
     try:
-        serve_stage(store_uri, address, cores=cores, memory_gb=memory_gb)
+        serve_stage(store_uri, address, cores=cores, memory_gb=memory_gb, port_file=port_file)
     except HappyError as error:
         click.echo(f"hpn-stage: {error}", err=True)
         sys.exit(error.exit_code or EXIT_FAILED)

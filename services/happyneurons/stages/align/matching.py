@@ -22,7 +22,7 @@ COARSE_SIZE_PX = 160
 # The side of a coarse image may be rounded up to this: FFTs of other lengths are slow.
 _CELL_PX = 4
 # Correlation below which a place counts as not found.
-_MINIMUM_CORRELATION = 0.25
+_MINIMUM_CORRELATION = 0.3
 # A place needs this part of its surroundings to be valid tissue in both sections.
 _MINIMUM_VALID = 0.35
 

@@ -36,7 +36,10 @@ class AlignParams(StageParams):
     match_spacing_px: float | None = Field(
         None, ge=4, le=10_000, description="Distance of matched places (px); null: a 40th of the section, at least 16"
     )
-    min_found: float = Field(0.1, gt=0, le=1, description="A pair counts if this part of its places was found")
+    min_correlation: float = Field(
+        0.2, gt=0, le=1, description="A pair counts if it correlates so well as a whole; unrelated tissue reaches 0.16"
+    )
+    min_found: float = Field(0.1, gt=0, le=1, description="... and if this part of its places was found")
     grid_spacing_px: float | None = Field(
         None, ge=8, le=10_000, description="Distance of the nodes of a section's warp (px); null: a 32nd, at least 24"
     )

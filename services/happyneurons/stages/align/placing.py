@@ -141,13 +141,15 @@ def _judge(
     typical = float(np.median(all_misses))
     centre = np.array([[(size[0] - 1) / 2, (size[1] - 1) / 2]])
     figures: dict[str, dict[str, Any]] = {}
-    scales, shifts = [], []
+    scales, shifts, linears = [], [], []
     for position, z in enumerate(kept):
         misses = np.concatenate(residuals[z]) if residuals[z] else None
         shift = float(np.linalg.norm(maps[z].map(centre) - centre))
-        scale = _scale(solution.matrices[position])
+        linear = _linear(warps[z])
+        scale = _scale(linear)
         shifts.append(shift)
         scales.append(scale)
+        linears.append(linear)
         reasons = []
         median = None if misses is None else float(np.median(misses))
         if median is not None and median > max(_ODD_RESIDUAL_PX, _ODD_RESIDUAL * typical):
@@ -173,7 +175,7 @@ def _judge(
         "residual_median_px": round(typical, 3),
         "residual_p95_px": round(float(np.percentile(all_misses, 95)), 3),
         "max_drift_px": round(max(shifts, default=0.0), 3),
-        "scale_error": round(abs(float(np.mean(scales)) - 1), 6) if scales else 0.0,
+        "scale_error": round(abs(_scale(np.mean(linears, axis=0)) - 1), 6) if linears else 0.0,
         "section_scale_error_max": round(max((abs(s - 1) for s in scales), default=0.0), 5),
         "jitter_px": round(solution.jitter_px, 3),
         "distortion_px": round(solution.distortion_px, 3),
@@ -181,5 +183,15 @@ def _judge(
     return Placed(dict(warps), figures, summary)
 
 
-def _scale(matrix: Doubles) -> float:
-    return float(np.sqrt(abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0])))
+def _linear(warp: Warp) -> Doubles:
+    """(2, 2) linear part of the affine map nearest to a warp."""
+    ny, nx = warp.nodes.shape[:2]
+    source = np.stack(np.meshgrid(np.arange(nx), np.arange(ny)), axis=-1).reshape(-1, 2) * warp.spacing_px
+    source = source - source.mean(axis=0)
+    target = warp.nodes.reshape(-1, 2)
+    normal, right = (np.einsum("ni,nj->ij", source, x) for x in (source, target))
+    return np.asarray(np.linalg.solve(normal, right).T)
+
+
+def _scale(linear: Doubles) -> float:
+    return float(np.sqrt(abs(linear[0, 0] * linear[1, 1] - linear[0, 1] * linear[1, 0])))

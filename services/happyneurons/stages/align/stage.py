@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -147,17 +148,29 @@ class MatchPairs(Round):
         linear = match.matrix[:, :2]
         scale = float(np.sqrt(abs(linear[0, 0] * linear[1, 1] - linear[0, 1] * linear[1, 0])))
         rotation = float(np.rad2deg(np.arctan2(linear[1, 0] - linear[0, 1], linear[0, 0] + linear[1, 1])))
-        ok = match.found >= params.min_found and len(match.a_xy) >= 6 and 0.9 < scale < 1.1
+        # Chance reaches the higher the smaller the sections: the limit is meant for 125 x 125 px and more.
+        width, height = (n / px.factor for n in input_image(context).shape_zyx[:0:-1])
+        least = min(0.9, params.min_correlation * max(1.0, 125 / math.sqrt(width * height)))
+        ok = (
+            match.coarse_score >= least
+            and match.found >= params.min_found
+            and len(match.a_xy) >= 6
+            and 0.9 < scale < 1.1
+        )
         to_section = lambda xy: np.round((xy + 0.5) * px.factor - 0.5, 4)  # noqa: E731
         context.output_store("stack").put_arrays(
             _matches_path(a, b), a_xy=to_section(match.a_xy), b_xy=to_section(match.b_xy),
             correlation=np.round(match.correlation, 4),
         )  # fmt: skip
         if not ok:
-            context.log.warning("sections %d and %d do not match: %.0f %% found", a, b, 100 * match.found)
+            context.log.warning(
+                "sections %d and %d do not match: correlation %.2f, %.0f %% of places found",
+                a, b, match.coarse_score, 100 * match.found,
+            )  # fmt: skip
+        correlation = float(np.median(match.correlation)) if len(match.a_xy) else 0.0
         data = {
-            "a": a, "b": b, "ok": ok, "found": round(match.found, 4), "matches": len(match.a_xy),
-            "correlation": round(float(np.median(match.correlation)), 4) if len(match.a_xy) else 0.0,
+            "a": a, "b": b, "ok": ok, "score": round(match.coarse_score, 4), "found": round(match.found, 4),
+            "matches": len(match.a_xy), "correlation": round(correlation, 4),
             "rotation_deg": round(rotation, 3), "scale": round(scale, 5),
         }  # fmt: skip
         return TaskResult(data=data)

@@ -92,7 +92,7 @@ class Evaluate(Stage[EvaluateParams]):
         if context.optional_input("segmentation") is not None and not subject.scores_labels:
             raise UserError("evaluate: no ground truth for the segmentation; give the input truth")
         if subject.scores_labels:
-            subject.check_box()
+            subject.check_labels()
 
     def rounds(self, context: Context[EvaluateParams]) -> Sequence[Round]:
         from happyneurons.stages.evaluate.rounds import Alignment, Labels, Montage, Summary

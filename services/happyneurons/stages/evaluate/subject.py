@@ -10,14 +10,14 @@ import numpy as np
 from happyneurons.errors import UserError
 from happyneurons.jobs.stage import Context
 from happyneurons.stages.evaluate.labels import Region, TissueLabels, Triple, TruthLabels, canonical_box
-from happyneurons.stages.evaluate.tissue import Tissue
+from happyneurons.stages.evaluate.tissue import Placement, Tissue
 from happyneurons.store.artifacts import Artifact, load_artifact
 from happyneurons.store.volumes import Volume, open_volume
 
 if TYPE_CHECKING:
     from happyneurons.acquisition.metadata import AcquisitionDocument
     from happyneurons.acquisition.truth import AcquisitionTruth
-    from happyneurons.imaging.transforms import AlignTransforms, MontageTransforms
+    from happyneurons.imaging.transforms import MontageTransforms
     from happyneurons.stages.evaluate.stage import EvaluateParams
 
 
@@ -39,7 +39,7 @@ class Subject:
 
     @property
     def scores_montage(self) -> bool:
-        return self.params.acquisition is not None and self.montage_artifact is not None
+        return self.params.acquisition is not None and bool(self.stacks)
 
     @property
     def scores_alignment(self) -> bool:
@@ -78,31 +78,37 @@ class Subject:
         return None if self.params.acquisition is None else self.acquisition.labels_uri
 
     @cached_property
-    def montage_artifact(self) -> Artifact | None:
-        """The montage given, or else what the alignment says it was made from."""
-        if self._montage is not None or self._aligned is None:
-            return self._montage
-        source = self._aligned.properties.get("source")
-        return None if source is None else load_artifact(source)
+    def stacks(self) -> list[Artifact]:
+        """The montage, what was made from it, … and the aligned stack; the montage alone if that is all.
+
+        Each stack says what it was made from. Raises UserError if that does not lead to the montage.
+        """
+        if self._aligned is None:
+            return [] if self._montage is None else [self._montage]
+        found = [self._aligned]
+        while self._montage is None or found[0].digest != self._montage.digest:
+            source = found[0].properties.get("source")
+            artifact = None if source is None else load_artifact(source)
+            if artifact is not None and artifact.kind == "section_stack":
+                found.insert(0, artifact)
+            elif self._montage is None:
+                break  # a montage is made from tiles
+            else:
+                raise UserError("evaluate: the input aligned was not made from the input montage")
+        return found
 
     @cached_property
     def montage(self) -> MontageTransforms:
         from happyneurons.imaging.transforms import MontageTransforms
 
-        if self.montage_artifact is None:
-            raise UserError("evaluate: give the montage that the aligned sections were made from as input montage")
-        return MontageTransforms(self.montage_artifact)
-
-    @cached_property
-    def alignment(self) -> AlignTransforms:
-        from happyneurons.imaging.transforms import AlignTransforms
-
-        assert self._aligned is not None
-        return AlignTransforms(self._aligned)
+        return MontageTransforms(self.stacks[0])
 
     @cached_property
     def tissue(self) -> Tissue:
-        return Tissue(self.acquisition, self.montage, self.alignment, self.tile_size_xy)
+        from happyneurons.imaging.transforms import AlignTransforms
+
+        placement = Placement([AlignTransforms(stack) for stack in self.stacks[1:]])
+        return Tissue(self.acquisition, self.montage, placement, self.tile_size_xy)
 
     # --- labels ------------------------------------------------------------------------------
 
@@ -118,8 +124,16 @@ class Subject:
         assert self.labels_uri is not None
         return open_volume(load_artifact(self.labels_uri).data_uri)
 
-    def check_box(self) -> None:
-        """Raise UserError if there is nothing to score."""
+    def check_labels(self) -> None:
+        """Raise UserError if there is nothing to score, or in another resolution."""
+        assert self._segmentation is not None
+        if self.through_tissue and self._aligned is not None:
+            a, b = self._aligned.voxel_size_nm_xyz, self._segmentation.voxel_size_nm_xyz
+            if a is not None and b is not None and not np.allclose(a, b, rtol=1e-3):
+                raise UserError(
+                    f"evaluate: the segmentation has voxels of {b} nm, the aligned sections of {a} nm (xyz); "
+                    "both must have the same"
+                )
         if any(a >= b for a, b in zip(*self.box, strict=True)):
             raise UserError(
                 "evaluate: bounds_xyz, inner_margin_xyz, the segmentation and the truth have no voxel in common "

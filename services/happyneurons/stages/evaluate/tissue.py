@@ -1,11 +1,14 @@
 """Truth in tissue coordinates: which place of the simulated tissue a voxel of the aligned stack shows.
 
-A pixel of an aligned section is followed back to the montage, to the tile that shows it, and from
-there by the acquisition's truth to canonical px, the source volume's own coordinates. So a wrong
+A pixel of an aligned section is followed back to the montage, through whatever stacks lie between
+(a normalized one, say), to the tile that shows it, and from there by the acquisition's truth to
+canonical px, the source volume's own coordinates. So a wrong
 alignment is not blamed on the segmentation: a neurite is scored where its picture came to lie.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +23,26 @@ STEP_PX = 8
 """The maps are smooth within a tile: they are followed every few px and interpolated between."""
 
 
+class Placement:
+    """Montage px → aligned px of each section, through one or more stacks, the first one first."""
+
+    def __init__(self, steps: Sequence[AlignTransforms]) -> None:
+        self._steps = list(steps)
+
+    def map(self, z: int, xy: np.ndarray) -> Floats | None:
+        """None where the section has no place."""
+        found: Floats | None = np.asarray(xy, np.float64)
+        for step in self._steps:
+            found = None if found is None else step.map(z, found)
+        return found
+
+    def inverse(self, z: int, xy: np.ndarray) -> Floats | None:
+        found: Floats | None = np.asarray(xy, np.float64)
+        for step in reversed(self._steps):
+            found = None if found is None else step.inverse(z, found)
+        return found
+
+
 class Tissue:
     """One acquisition, its montage and its alignment; `size_xy` is that of a tile in px."""
 
@@ -27,10 +50,10 @@ class Tissue:
         self,
         truth: AcquisitionTruth,
         montage: MontageTransforms,
-        alignment: AlignTransforms,
+        placement: Placement,
         size_xy: tuple[int, int],
     ) -> None:
-        self.truth, self.montage, self.alignment, self.size_xy = truth, montage, alignment, size_xy
+        self.truth, self.montage, self.placement, self.size_xy = truth, montage, placement, size_xy
 
     def tiles(self, z: int) -> list[tuple[GridWarp, GridWarp]]:
         """(tile px → montage px, tile px → canonical px) of the tiles of a section that have both."""
@@ -44,15 +67,13 @@ class Tissue:
     def canonical(self, z: int, x0: int, y0: int, width: int, height: int, step: int = STEP_PX) -> Floats:
         """(height, width, 2) canonical (x, y) of a block of aligned pixels; NaN where it shows no tissue."""
         out = np.full((height, width, 2), np.nan)
-        aligned = self.alignment.warp(z)
-        tiles = self.tiles(z)
-        if aligned is None or not tiles:
-            return out
         rows, cols = _interpolation(height, step), _interpolation(width, step)
         nodes = np.stack(np.meshgrid(x0 + step * np.arange(cols.shape[1]), y0 + step * np.arange(rows.shape[1])), -1)
-        montage_xy = aligned.inverse(nodes.reshape(-1, 2))
+        montage_xy = self.placement.inverse(z, nodes.reshape(-1, 2))
+        if montage_xy is None:
+            return out
         depth = np.full((height, width), -0.5)
-        for placed, true in tiles:
+        for placed, true in self.tiles(z):
             tile_xy = placed.inverse(montage_xy)
             shape = (*nodes.shape[:2], 2)
             inside = self._depth(_upsample(tile_xy.reshape(shape), rows, cols))
@@ -64,17 +85,15 @@ class Tissue:
 
     def aligned(self, z: int, canonical_xy: np.ndarray) -> Floats:
         """(n, 2) aligned px at which a section shows points of the tissue, NaN where it does not."""
-        out = np.full((len(canonical_xy), 2), np.nan)
+        montage_xy = np.full((len(canonical_xy), 2), np.nan)
         depth = np.full(len(canonical_xy), 2.0)
-        warp = self.alignment.warp(z)
-        for placed, true in self.tiles(z) if warp is not None else []:
+        for placed, true in self.tiles(z):
             tile_xy = true.inverse(canonical_xy)
             inside = self._depth(tile_xy)
-            deeper = inside > depth
-            if deeper.any() and warp is not None:
-                out[deeper] = warp.map(placed.map(tile_xy[deeper]))
-                depth[deeper] = inside[deeper]
-        return out
+            deeper = inside > depth  # NaN: no
+            montage_xy[deeper], depth[deeper] = placed.map(tile_xy[deeper]), inside[deeper]
+        aligned = self.placement.map(z, montage_xy)
+        return np.full_like(montage_xy, np.nan) if aligned is None else aligned
 
     def sample_points(self, z: int, count: int = 2500) -> Floats | None:
         """About `count` points on a grid over the tissue that a section shows; None without truth."""

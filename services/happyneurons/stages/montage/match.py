@@ -14,6 +14,7 @@ from happyneurons.imaging.matching import (
     coarse_shift,
     dog,
     fit_smooth,
+    level_contrast,
     match_blocks,
     shrink,
 )
@@ -96,47 +97,37 @@ def match_pair(
         if found is None:
             return None
         shift, uncertainty = found
-    # The strips are filtered with some surroundings, so that their rims are as good as the rest.
-    rim = int(np.ceil(9 * settings.sigma_px))
     inner_a, inner_b = overlap(first, second, shift), overlap(second, first, -shift)
     if min(inner_a.size) < 8 or min(inner_b.size) < 8:
         return None
-    strip_a, strip_b = inner_a.grown(rim, first), inner_b.grown(rim, second)
+    # The scan of a microscope may stretch a tile's rim by 2 %: that much the first blocks may deviate.
+    wide_search = int(np.ceil(uncertainty + 2 + 0.02 * max(inner_a.size)))
+    # The strips are filtered with some surroundings, so that their rims are as good as the rest.
+    rim = int(np.ceil(9 * settings.sigma_px))
+    strip_a, strip_b = inner_a.grown(rim, first), inner_b.grown(rim + wide_search, second)
     filtered_a = dog(strip_a.of(picture_a), settings.sigma_px)
     filtered_b = dog(strip_b.of(picture_b), settings.sigma_px)
 
-    def blocks(matrix: Floats, search: int, step: float, limit: int) -> tuple[Matches, int]:
-        width, height = inner_a.size
-        half_x, half_y = _half(width, settings.block_px, search), _half(height, settings.block_px, search)
-        # A block needs room for its search on the side where the other tile ends.
-        reach_x, reach_y = half_x + min(search, 3), half_y + min(search, 3)
-        room_x, room_y = max(0, width - 1 - 2 * reach_x), max(0, height - 1 - 2 * reach_y)
-        while (room_x // step + 2) * (room_y // step + 2) > limit and step < max(room_x, room_y):
-            step *= 1.2
-        centres = block_centres(
-            inner_a.x0 + reach_x, inner_a.y0 + reach_y, inner_a.x1 - 1 - reach_x, inner_a.y1 - 1 - reach_y, step
-        )
-        guess = apply_affine(matrix, centres)
+    def blocks(guess: Callable[[Floats], Floats], search: int, step: float, limit: int) -> tuple[Matches, int]:
+        centres, half = _centres(inner_a, settings.block_px, search, step, limit)
         result = match_blocks(
-            filtered_a, filtered_b, centres - strip_a.origin, guess - strip_b.origin,
-            half_px=(half_x, half_y), search_px=search, min_score=settings.min_score,
+            filtered_a, filtered_b, centres - strip_a.origin, guess(centres) - strip_b.origin,
+            half_px=half, search_px=search, min_score=settings.min_score,
+            max_ambiguity=_AMBIGUITY,
         )  # fmt: skip
         return Matches(result.xy_a + strip_a.origin, result.xy_b + strip_b.origin, result.score), len(centres)
 
-    matrix = np.array([[1.0, 0.0, shift[0]], [0.0, 1.0, shift[1]]])
-    # Rotation and shear of 0.4 % of the length may have to be bridged before the small search fits.
-    first_search = int(np.ceil(uncertainty + 2 + 0.004 * max(inner_a.size)))
-    rough, _ = blocks(matrix, first_search, 2 * settings.block_px, 48)
-    if len(rough) >= 3:
-        inliers, fitted = affine_inliers(rough, first_px=first_search, ridge=_RIDGE_PX2)
-        if inliers.sum() >= 3:
-            matrix = fitted
-    matches, tried = blocks(matrix, settings.search_px, settings.step_px, settings.max_blocks)
-    inliers, _ = affine_inliers(matches, first_px=settings.search_px + 1.0, most_px=_TOLERANCE_PX, ridge=_RIDGE_PX2)
-    # Blocks of unlike tissue match too, but each somewhere else: not many follow one affine map.
-    if inliers.sum() < max(settings.min_matches, 0.5 * len(matches), 0.1 * tried):
+    rough, _ = blocks(lambda xy: xy + shift, wide_search, 2 * settings.block_px, 48)
+    agreed, course = fit_smooth(rough, least_px=2.0, most_px=settings.search_px - 1.0)
+    if agreed.sum() < 3:
+        course = fit_smooth(Matches(np.zeros((1, 2)), shift[None], np.ones(1)))[1]
+    matches, tried = blocks(course, settings.search_px, settings.step_px, settings.max_blocks)
+    agreed, _ = fit_smooth(matches, most_px=_TOLERANCE_PX)
+    # Blocks of unlike tissue, or of bare resin, match too, but weakly and each somewhere else.
+    strength = matches.score - settings.min_score
+    if agreed.sum() < settings.min_matches or strength[agreed].sum() < 0.5 * strength.sum():
         return None
-    matches = matches.select(inliers)
+    matches = matches.select(agreed)
     grey_a, grey_b = _common(picture_a, picture_b, inner_a, matches)
     return PairMatches(
         a, b, matches, float(grey_a.mean()), float(grey_b.mean()),
@@ -144,10 +135,25 @@ def match_pair(
     )  # fmt: skip
 
 
-# Distortion bends a seam by this much at most (px); matches further off are taken for wrong.
+# A block that fits elsewhere almost as well says nothing.
+_AMBIGUITY = 0.9
+# Matches further than this off the smooth map of their seam are taken for wrong (px).
 _TOLERANCE_PX = 3.0
-# Affine maps of a strip much narrower than this (px, squared) get no say across it.
-_RIDGE_PX2 = 100.0
+
+
+def _centres(inner: Strip, block_px: int, search: int, step: float, limit: int) -> tuple[Floats, tuple[int, int]]:
+    """(n, 2) block centres in an overlap, not many more than the limit, and the half size of the blocks."""
+    width, height = inner.size
+    half_x, half_y = _half(width, block_px, search), _half(height, block_px, search)
+    # A block needs room for its search on the side where the other tile ends.
+    reach_x, reach_y = half_x + min(search, 3), half_y + min(search, 3)
+    room_x, room_y = max(0, width - 1 - 2 * reach_x), max(0, height - 1 - 2 * reach_y)
+    while (room_x // step + 2) * (room_y // step + 2) > limit and step < max(room_x, room_y):
+        step *= 1.2
+    centres = block_centres(
+        inner.x0 + reach_x, inner.y0 + reach_y, inner.x1 - 1 - reach_x, inner.y1 - 1 - reach_y, step
+    )
+    return centres, (half_x, half_y)
 
 
 def _half(length: int, block_px: int, search: int) -> int:
@@ -171,7 +177,7 @@ def _coarse(
     sigma = max(1.5, settings.sigma_px / factor)
     # Half a shrunken overlap of 8 x 24 px is the least that can be told from chance.
     found = coarse_shift(
-        dog(small_a, sigma), dog(small_b, sigma),
+        level_contrast(dog(small_a, sigma), 6 * sigma), level_contrast(dog(small_b, sigma), 6 * sigma),
         expected_xy=(expected + strip_a.origin - strip_b.origin) / factor,
         max_error_px=None if error is None else error / factor,
         min_overlap_px=min(192.0, small_a.size / 4, small_b.size / 4),
@@ -179,7 +185,7 @@ def _coarse(
     if found is None:
         return None
     # In a small window everything may correlate with everything, and the best still be right.
-    clear = found.correlation >= 0.5 and found.significance >= 1.2 * found.runner_up
+    clear = found.correlation >= 0.25 and found.significance >= 1.4 * found.runner_up
     if found.significance < settings.min_significance and not clear:
         return None
     return np.array(found.shift_xy) * factor + strip_b.origin - strip_a.origin, float(factor)

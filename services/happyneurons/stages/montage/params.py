@@ -31,7 +31,7 @@ class MatchSet(BaseModel):
         default=12, ge=4, le=512, description="Distance of the blocks (px); more where max_blocks is reached"
     )
     search_px: int = Field(
-        default=5, ge=2, le=100, description="How far a block may deviate from the pair's affine map (px)"
+        default=5, ge=2, le=100, description="How far a block may deviate from the smooth map of the seam (px)"
     )
     max_blocks: int = Field(default=300, ge=16, le=20_000, description="Blocks for each pair of tiles at most")
     min_score: float = Field(default=0.25, gt=0, lt=1, description="Least correlation of two blocks")

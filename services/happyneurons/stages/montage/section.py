@@ -30,6 +30,7 @@ class Verdict:
     pairs_joined: int
     matches: int
     confidence: float
+    seams_ok: bool
 
     @property
     def rank(self) -> tuple[int, float]:
@@ -104,33 +105,44 @@ def _unmatched(tiles: Sequence[Tile], params: MontageParams) -> Placement:
     return _place(tiles, {}, params)
 
 
-def _best(tiles: list[Tile], params: MontageParams, reader: TileReader) -> tuple[Placement, Verdict, MatchSet]:
-    """The first parameter set that gives an ok, or the best of all."""
+def _best(tiles: Sequence[Tile], params: MontageParams, reader: TileReader) -> tuple[Placement, Verdict, MatchSet]:
+    """The first parameter set that gives an ok, or the best of all.
+
+    If it was only that some seams failed, the next set is tried on those alone; if residuals are
+    too large, on all of them.
+    """
     best: tuple[Placement, Verdict, MatchSet] | None = None
+    joined: dict[tuple[int, int], PairMatches] = {}
     for settings in params.sets:
         candidates = neighbours(tiles, settings.stage_error_px)
-        found = {pair: match_pair(tiles, *pair, reader, settings) for pair in candidates}
+        found = dict(joined)
+        for pair in candidates:
+            if pair not in joined:
+                again = match_pair(tiles, *pair, reader, settings)
+                if again is not None:
+                    found[pair] = again
         placement = _place(tiles, found, params)
         # Where a seam failed but both tiles found their place through others, that place tells where to look.
-        again = {
-            (a, b): match_pair(tiles, a, b, reader, settings, _predicted(placement, tiles, a, b))
-            for a, b in candidates
-            if (a, b) not in {(p.a, p.b) for p in placement.pairs} and placement.group[a] == placement.group[b]
-        }
-        if any(again.values()):
-            placement = _place(tiles, found | again, params)
+        used = {(p.a, p.b) for p in placement.pairs}
+        second = {}
+        for a, b in candidates:
+            if (a, b) not in used and placement.group[a] == placement.group[b]:
+                again = match_pair(tiles, a, b, reader, settings, _predicted(placement, tiles, a, b))
+                if again is not None:
+                    second[a, b] = again
+        if second:
+            placement = _place(tiles, {p: m for p, m in found.items() if p in used} | second, params)
         verdict = judge(tiles, placement, candidates, params)
         if best is None or verdict.rank < best[1].rank:
             best = placement, verdict, settings
         if not verdict.reasons:
             break
+        joined = {(p.a, p.b): p for p in placement.pairs} if verdict.seams_ok else {}
     assert best is not None
     return best
 
 
-def _place(
-    tiles: Sequence[Tile], found: Mapping[tuple[int, int], PairMatches | None], params: MontageParams
-) -> Placement:
+def _place(tiles: Sequence[Tile], found: Mapping[tuple[int, int], PairMatches], params: MontageParams) -> Placement:
     return place(
         tiles, [found[k] for k in sorted(found)], node_spacing_px=params.node_spacing_px,
         membrane=params.membrane, bending=params.bending,
@@ -172,7 +184,8 @@ def judge(
     confidence = 1.0 if len(tiles) == 1 else 0.0
     if beside and len(scores):
         confidence = round(float(np.median(scores)) * joined / len(beside), 3)
-    return Verdict(tuple(reasons), median, p95, groups, len(beside), joined, len(scores), confidence)
+    seams_ok = len(reasons) == (groups > 1)
+    return Verdict(tuple(reasons), median, p95, groups, len(beside), joined, len(scores), confidence, seams_ok)
 
 
 def cropped(montage: Montage, canvas: Box) -> Montage:

@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import splu
 
+from happyneurons.imaging.matching import apply_affine, fit_affine
 from happyneurons.imaging.warp import GridWarp
 from happyneurons.stages.montage.match import PairMatches
 from happyneurons.stages.montage.tiles import Tile
@@ -24,10 +25,15 @@ from happyneurons.stages.montage.tiles import Tile
 Floats = NDArray[np.float64]
 
 _MAX_NODES = 24
-# Pairs that disagree with all others by more than this are wrong matches (px).
+# Pairs that disagree with all others by more than this are wrong matches: px, and part of a tile's
+# side, because distorted tiles do not close a loop by shifts alone.
 _LOOP_TOLERANCE_PX = 12.0
+_LOOP_TOLERANCE = 0.01
 # Nodes are kept to 1/1024 px: rounding differences between processors do not reach the bytes.
 _GRAIN = 1024.0
+# Stiffness of what all tiles bend alike (lens and scan distortion), in stiffnesses of a tile and divided
+# by the number of seams: few seams cannot tell it from the bends of single tiles.
+_LENS_STIFFNESS = 4.0
 
 
 @dataclass(frozen=True)
@@ -46,30 +52,40 @@ class Placement:
 
 def place(
     tiles: Sequence[Tile],
-    pairs: Sequence[PairMatches | None],
+    pairs: Sequence[PairMatches],
     *,
     node_spacing_px: float,
     membrane: float,
     bending: float,
 ) -> Placement:
-    """Place the tiles of a section. Tiles that nothing joins stay at their nominal position."""
+    """Place the tiles of a section.
+
+    The largest group of joined tiles keeps its mean nominal position. Tiles that nothing joins to it
+    go where the stage says, corrected by the stage's error as the large group shows it.
+    """
     nominal = np.array([[t.x_px, t.y_px] for t in tiles])
-    start, used = _positions(nominal, [p for p in pairs if p is not None])
+    longest = max(max(t.width, t.height) for t in tiles)
+    start, used = _positions(nominal, pairs, max(_LOOP_TOLERANCE_PX, _LOOP_TOLERANCE * longest))
     group = _groups(len(tiles), used)
     grids = [_grid(t, node_spacing_px) for t in tiles]
     warps, residuals = _elastic(grids, start, used, membrane, bending)
     middles = np.array([[(t.width - 1) / 2, (t.height - 1) / 2] for t in tiles])
-    placed = np.array([w.map(m[None])[0] - m for w, m in zip(warps, middles, strict=True)])
+    solved = np.array([w.map(m[None])[0] - m for w, m in zip(warps, middles, strict=True)])
+    main = np.array([g == 0 for g in group])
+    placed = solved + (nominal[main] - solved[main]).mean(axis=0)
+    # Few tiles tell only a shift of the stage; more of them its scale and rotation too.
+    pitch_px2 = 4 * float((middles**2).mean())
+    stage = fit_affine(nominal[main], placed[main], ridge=pitch_px2 * (0.1 if main.sum() >= 4 else 1e6))
     for g in range(max(group) + 1):
-        members = [i for i, which in enumerate(group) if which == g]
-        shift = (nominal[members] - placed[members]).mean(axis=0)
+        members = np.flatnonzero(np.array(group) == g)
+        goal = nominal[members] if g == 0 else apply_affine(stage, nominal[members])
+        shift = (goal - solved[members]).mean(axis=0)
         for i in members:
-            moved = warps[i].nodes + shift
-            warps[i] = warps[i].with_nodes(np.rint(moved * _GRAIN) / _GRAIN)
+            warps[i] = warps[i].with_nodes(np.rint((warps[i].nodes + shift) * _GRAIN) / _GRAIN)
     return Placement(warps, group, used, residuals)
 
 
-def _positions(nominal: Floats, pairs: Sequence[PairMatches]) -> tuple[Floats, list[PairMatches]]:
+def _positions(nominal: Floats, pairs: Sequence[PairMatches], tolerance_px: float) -> tuple[Floats, list[PairMatches]]:
     """Positions by translation only, (n, 2), and the pairs without those that contradict the others.
 
     Of the pairs that contradict, the one with the largest residual goes first, until all agree. A
@@ -94,7 +110,7 @@ def _positions(nominal: Floats, pairs: Sequence[PairMatches]) -> tuple[Floats, l
         weights = np.abs(rows[: len(kept)]).max(axis=1)
         residual = np.linalg.norm(rows[: len(kept)] @ positions - goals[: len(kept)], axis=1) / weights
         worst = int(np.argmax(residual))
-        if residual[worst] <= _LOOP_TOLERANCE_PX:
+        if residual[worst] <= tolerance_px:
             return positions, kept
         # Least squares smears one wrong pair over its loop: the weakest of the bad ones is the culprit.
         bad = np.flatnonzero(residual > 0.5 * residual[worst])
@@ -133,11 +149,15 @@ def _elastic(
     """Warps from tile px to nominal px, and the residual at every match."""
     counts = [g.nodes.shape[0] * g.nodes.shape[1] for g in grids]
     first = np.concatenate([[0], np.cumsum(counts)])
-    displacement = np.zeros((int(first[-1]), 2))
+    shared = len({g.nodes.shape for g in grids}) == 1 and len({g.spacing_px for g in grids}) == 1
+    displacement = np.zeros((int(first[-1]) + (counts[0] if shared else 0), 2))
     residuals = np.zeros(0)
     if pairs:
-        rows, goals, scores = _observations(grids, start, pairs)
-        prior = sp.block_diag([_stiffness(g, membrane, bending) for g in grids], format="csr")
+        rows, goals, scores = _observations(grids, start, pairs, shared)
+        stiffness = [_stiffness(g, membrane, bending) for g in grids]
+        if shared:
+            stiffness.append(np.sqrt(_LENS_STIFFNESS / len(pairs)) * stiffness[0])
+        prior = sp.block_diag(stiffness, format="csr")
         normal_prior = prior.T @ prior
         robust = np.ones(len(scores))
         for _ in range(4):
@@ -149,12 +169,14 @@ def _elastic(
     warps = []
     for i, g in enumerate(grids):
         moved = displacement[first[i] : first[i + 1]].reshape(g.nodes.shape)
+        if shared:
+            moved = moved + displacement[first[-1] :].reshape(g.nodes.shape)
         warps.append(g.with_nodes(g.nodes + moved + start[i]))
     return warps, residuals
 
 
 def _observations(
-    grids: Sequence[GridWarp], start: Floats, pairs: Sequence[PairMatches]
+    grids: Sequence[GridWarp], start: Floats, pairs: Sequence[PairMatches], shared: bool
 ) -> tuple[sp.csr_matrix, Floats, Floats]:
     """One row a match: displacement at xy_a minus displacement at xy_b = goal, with its weight."""
     parts, goals, weights = [], [], []
@@ -163,6 +185,8 @@ def _observations(
         block = [sp.csr_matrix((n, g.nodes.shape[0] * g.nodes.shape[1])) for g in grids]
         block[p.a] = _interpolation(grids[p.a], p.matches.xy_a)
         block[p.b] = -_interpolation(grids[p.b], p.matches.xy_b)
+        if shared:
+            block.append(block[p.a] + block[p.b])
         parts.append(sp.hstack(block))
         goals.append((p.matches.xy_b + start[p.b]) - (p.matches.xy_a + start[p.a]))
         weights.append(p.matches.score)

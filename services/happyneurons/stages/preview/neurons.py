@@ -15,8 +15,9 @@ from happyneurons.store.layers import open_meshes
 Meshes = Mapping[int, tuple[NDArray[Any], NDArray[Any]]]
 MESH_BYTES = 8 << 20  # encoded; of larger objects a coarser level is drawn
 SUPERSAMPLING = 2
+BATCH_PX = 2_000_000  # pixels of triangles' boxes drawn in one go: bounds the memory
 PAPER_RGB = (250, 250, 252)
-# Which way x, y, z of the volume look: seen a little from above and from the side, z downwards.
+# Seen from the side and a little from above, z of the volume upwards.
 VIEW_DEGREES = (-60.0, 25.0)
 
 
@@ -65,17 +66,17 @@ def render(
         shine = np.clip(normals @ _half(light), 0, 1) ** 30
         fog = (points[:, 2] - low[2]) / span
         base = color_of(np.array([label]))[0].astype(np.float32)
-        shade = (0.35 + 0.65 * diffuse)[:, None] * base + 70 * shine[:, None]
+        shade = (0.45 + 0.55 * diffuse)[:, None] * base + 70 * shine[:, None]
         shade = shade * (1 - 0.35 * fog[:, None]) + np.array(PAPER_RGB) * 0.35 * fog[:, None]
         _draw(screen.astype(np.float32), shade.astype(np.float32), faces, depth, rgb, w, h)
     return _finish(rgb, depth, width_px, height_px, px_per_nm / SUPERSAMPLING)
 
 
 def _rotation(azimuth: float, elevation: float) -> NDArray[np.float64]:
-    """Rows: right, down and away from the eye, in volume coordinates."""
+    """Rows: right, down and away from the eye, in volume coordinates; a right-handed frame: no mirroring."""
     a, e = np.deg2rad(azimuth), np.deg2rad(elevation)
     right = np.array([np.cos(a), np.sin(a), 0.0])
-    away = np.array([-np.sin(a) * np.cos(e), np.cos(a) * np.cos(e), np.sin(e)])
+    away = np.array([-np.sin(a) * np.cos(e), np.cos(a) * np.cos(e), -np.sin(e)])
     return np.stack([right, np.cross(away, right), away])
 
 
@@ -100,41 +101,56 @@ def _draw(
     screen: NDArray[np.float32], shade: NDArray[np.float32], faces: NDArray[Any],
     depth: NDArray[np.float32], rgb: NDArray[np.float32], w: int, h: int,
 ) -> None:  # fmt: skip
-    """Rasterize by sampling: each triangle at so many points that no pixel in it is missed.
-
-    Triangles of like size are sampled together, by the same barycentric grid.
-    """
-    corners = screen[faces][..., :2]
-    edges = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).max(axis=1)
-    steps = np.maximum(1, np.ceil(edges * 1.5)).astype(int)
-    steps = 2 ** np.ceil(np.log2(steps)).astype(int)  # few groups
-    for n in np.unique(steps):
-        i, j = (g.ravel() for g in np.mgrid[0 : n + 1, 0 : n + 1])
-        inside = i + j <= n
-        weights = np.stack([i, j, n - i - j], axis=1)[inside].astype(np.float32) / n
-        group = faces[steps == n]
-        chunk = max(1, (1 << 20) // len(weights))
-        for k in range(0, len(group), chunk):
-            part = group[k : k + chunk]
-            _paint(
-                np.einsum("sk,fkc->fsc", weights, screen[part]).reshape(-1, 3),
-                np.einsum("sk,fkc->fsc", weights, shade[part]).reshape(-1, 3),
-                depth, rgb, w, h,
-            )  # fmt: skip
+    """Draw triangles into the depth buffer and the picture, some thousand pixels' worth at a time."""
+    corners = screen[faces]
+    box = np.ptp(corners[..., :2], axis=1) + 1
+    work = np.cumsum(box[:, 0] * box[:, 1])
+    for part in np.split(faces, np.searchsorted(work, np.arange(BATCH_PX, work[-1], BATCH_PX)) if len(faces) else []):
+        if len(part):
+            _paint(screen[part], part, shade, depth, rgb, w, h)
 
 
 def _paint(
-    points: NDArray[Any], colors: NDArray[Any], depth: NDArray[np.float32], rgb: NDArray[np.float32], w: int, h: int
-) -> None:
-    x, y = points[:, 0].astype(np.int64), points[:, 1].astype(np.int64)
-    seen = (x >= 0) & (x < w) & (y >= 0) & (y < h)
-    pixel, z, colors = (y * w + x)[seen], points[seen, 2], colors[seen]
-    nearer = z < depth[pixel]
-    pixel, z, colors = pixel[nearer], z[nearer], colors[nearer]
-    order = np.lexsort((z, pixel))  # of the samples in one pixel the nearest comes first
-    pixel, first = np.unique(pixel[order], return_index=True)
-    chosen = order[first]
-    depth[pixel], rgb[pixel] = z[chosen], colors[chosen]
+    corners: NDArray[np.float32], faces: NDArray[Any], shade: NDArray[np.float32],
+    depth: NDArray[np.float32], rgb: NDArray[np.float32], w: int, h: int,
+) -> None:  # fmt: skip
+    """All pixels whose centres lie in triangles: by rows, then by pixels of a row; the nearest stays."""
+    x, y = corners[..., 0].astype(np.float64), corners[..., 1].astype(np.float64)
+    row, owner = _ranges(np.clip(np.ceil(y.min(1) - 0.5), 0, h), np.clip(np.floor(y.max(1) - 0.5), -1, h - 1))
+    left, right = np.full(len(row), np.inf), np.full(len(row), -np.inf)
+    for i, j in ((0, 1), (1, 2), (2, 0)):
+        y0, y1, x0, x1 = y[owner, i], y[owner, j], x[owner, i], x[owner, j]
+        crosses = (np.minimum(y0, y1) <= row + 0.5) & (row + 0.5 <= np.maximum(y0, y1)) & (y0 != y1)
+        at = x0 + (row + 0.5 - y0) * (x1 - x0) / np.where(crosses, y1 - y0, 1)
+        left = np.where(crosses, np.minimum(left, at), left)
+        right = np.where(crosses, np.maximum(right, at), right)
+    left, right = np.clip(np.ceil(left - 0.5), 0, w), np.clip(np.floor(right - 0.5), -1, w - 1)
+    column, span = _ranges(left, right)
+    triangle, line = owner[span], row[span]
+    weights = _barycentric(x[triangle], y[triangle], column + 0.5, line + 0.5)
+    z = np.einsum("pk,pk->p", weights, corners[triangle][..., 2]).astype(np.float32)
+    pixel = line * w + column
+    np.minimum.at(depth, pixel, z)
+    won = z == depth[pixel]
+    pixel, weights, chosen = pixel[won], weights[won], faces[triangle[won]]
+    rgb[pixel] = sum(weights[:, k : k + 1] * shade[chosen[:, k]] for k in range(3))
+
+
+def _ranges(first: NDArray[Any], last: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All whole numbers of the ranges first..last, one after the other, and the range each belongs to."""
+    begin = first.astype(np.int64)
+    counts = np.maximum(last.astype(np.int64) - begin + 1, 0)
+    owner = np.repeat(np.arange(len(begin)), counts)
+    return np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner] + begin[owner], owner
+
+
+def _barycentric(x: NDArray[Any], y: NDArray[Any], px: NDArray[Any], py: NDArray[Any]) -> NDArray[np.float64]:
+    """Weights (n, 3) of triangle corners x, y (n, 3) at points px, py (n,)."""
+    area = (x[:, 1] - x[:, 0]) * (y[:, 2] - y[:, 0]) - (x[:, 2] - x[:, 0]) * (y[:, 1] - y[:, 0])
+    area = np.where(area == 0, 1, area)
+    b = ((px - x[:, 0]) * (y[:, 2] - y[:, 0]) - (x[:, 2] - x[:, 0]) * (py - y[:, 0])) / area
+    c = ((x[:, 1] - x[:, 0]) * (py - y[:, 0]) - (px - x[:, 0]) * (y[:, 1] - y[:, 0])) / area
+    return np.stack([1 - b - c, b, c], axis=1)
 
 
 def _finish(

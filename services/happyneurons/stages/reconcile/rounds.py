@@ -217,7 +217,7 @@ class Remap(_BlockRound):
     name = "remap"
 
     def prepare(self, context: Context[Any]) -> None:
-        from happyneurons.stages.reconcile.levels import add_levels
+        from happyneurons.store.pyramid import add_levels
 
         source = context.input("subvolumes")
         bounds = _grid(context).bounds
@@ -246,17 +246,20 @@ class Level(Round):
         self.name = f"mip_{level}"  # type: ignore[misc]
 
     def plan(self, context: Context[Any]) -> Iterable[Task]:
-        from happyneurons.stages.reconcile.levels import level_blocks
+        from happyneurons.store.pyramid import blocks
 
         uri = context.output_uri(SEGMENTATION)
         if self.level < PrecomputedVolume(uri).mips:
-            for block in level_blocks(uri, self.level):
+            for box in blocks(PrecomputedVolume(uri, self.level), (4, 4, 4)):
+                block = Block(*box)
                 yield Task(key=block.name, payload=block.payload)
 
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
-        from happyneurons.stages.reconcile.levels import write_level
+        from happyneurons.store.pyramid import write_level
 
-        return TaskResult(voxels=write_level(context.output_uri(SEGMENTATION), self.level, Block.of(task.payload)))
+        block = Block.of(task.payload)
+        box = (block.start_zyx, block.stop_zyx)
+        return TaskResult(voxels=write_level(context.output_uri(SEGMENTATION), self.level, box, "mode"))
 
 
 def _find(work: Store, path: str) -> dict[str, np.ndarray] | None:

@@ -30,6 +30,7 @@ from happyneurons.store.volumes import Volume, open_volume
 
 if TYPE_CHECKING:
     from happyneurons.ffn.canvas import Step
+    from happyneurons.ffn.inference import Faces
     from happyneurons.ffn.model import Model
 
 OUTPUT = "subvolumes"
@@ -45,6 +46,11 @@ class SegmentParams(InferenceOptions, StageParams):
     mip: int = Field(0, ge=0, le=20, description="Level of the image's pyramid that is segmented")
     bounds_xyz: tuple[tuple[int, int, int], tuple[int, int, int]] | None = Field(
         None, description="Part of the volume to segment: minimum and maximum (exclusive), voxels of that mip"
+    )
+    mirror_faces: bool = Field(
+        False,
+        description="Continue the image by its mirror image beyond the volume's outer faces, so that objects within "
+        "half a field of view of them are segmented too (google/ffn: false)",
     )
     backend: str = Field(
         "tensorflow", description="What computes the network", json_schema_extra={"enum": list(backend_names())}
@@ -135,7 +141,7 @@ class Subvolumes(Round):
             )
 
     def run(self, task: Task, context: Context[SegmentParams]) -> TaskResult:
-        from happyneurons.ffn.inference import segment_subvolume
+        from happyneurons.ffn.inference import NO_FACES, segment_subvolume
 
         source = _source(context)
         z, y, x = task.payload["index_zyx"]
@@ -148,6 +154,7 @@ class Subvolumes(Round):
             context.params.inference_options(),
             excluded=_excluded(box, context),
             voxel_size_zyx=(size[2], size[1], size[0]),
+            mirrored=_outer_faces(box, source.grid) if context.params.mirror_faces else NO_FACES,
         )
         context.output_store(OUTPUT).put_arrays(
             f"{box.name}.npz", segmentation=result.segmentation, start_zyx=np.array(box.start_zyx, np.int64)
@@ -158,6 +165,11 @@ class Subvolumes(Round):
             data={**result.counters, "segments": result.segments, "core_segmented": int((own > 0).sum())},
             voxels=own.size,
         )
+
+
+def _outer_faces(box: Subvolume, grid: SubvolumeGrid) -> Faces:
+    z, y, x = ((i == 0, i == n - 1) for i, n in zip(box.index_zyx, grid.shape_zyx, strict=True))
+    return (z, y, x)
 
 
 def _excluded(box: Subvolume, context: Context[SegmentParams]) -> np.ndarray | None:

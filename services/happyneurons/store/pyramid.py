@@ -1,21 +1,23 @@
-"""The pyramid of a segmentation: each level the most frequent label of 2 x 2 x 2 voxels.
+"""Pyramids of precomputed volumes: each level half the resolution of the one below.
 
 Voxel v of a level covers voxels 2 v and 2 v + 1 of the level below along every halved axis, in the
 volume's own coordinates, whatever its offset. Axes that are already twice as coarse as the finest
-are not halved, until the others have caught up.
+are not halved until the others have caught up.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
+from typing import Literal
 
 import numpy as np
 
-from happyneurons.stages.reconcile.blocks import CHUNK, Block, Triple
 from happyneurons.store.documents import Store
-from happyneurons.store.volumes import PrecomputedVolume
+from happyneurons.store.volumes import PrecomputedVolume, Triple
 
-_BLOCK = 4 * CHUNK
+Box = tuple[Triple, Triple]
+"""[start, stop), zyx."""
 
 
 def factors_xyz(resolution_nm: tuple[float, ...]) -> Triple:
@@ -25,16 +27,16 @@ def factors_xyz(resolution_nm: tuple[float, ...]) -> Triple:
 
 
 def add_levels(uri: str, levels: int) -> int:
-    """Write up to `levels` more scales into a volume's `info`, which has one; returns how many.
+    """Write up to `levels` more scales into the `info` of a volume that has one; returns how many.
 
-    No level is made of a volume that fits into one chunk.
+    No level is made of a volume that fits into one chunk. Doing it again is harmless.
     """
     store = Store(uri)
     info = store.get_json("info")
     info["scales"] = [info["scales"][0]]
     for _ in range(levels):
         below = info["scales"][-1]
-        if max(below["size"]) <= CHUNK:
+        if all(n <= c for n, c in zip(below["size"], below["chunk_sizes"][0], strict=True)):
             break
         factors = factors_xyz(tuple(below["resolution"]))
         start = [o // f for o, f in zip(below["voxel_offset"], factors, strict=True)]
@@ -53,27 +55,32 @@ def add_levels(uri: str, levels: int) -> int:
     return len(info["scales"]) - 1
 
 
-def level_blocks(uri: str, level: int) -> list[Block]:
-    """Blocks of a level, with faces on chunk borders."""
-    volume = PrecomputedVolume(uri, level)
+def blocks(volume: PrecomputedVolume, chunks_zyx: Triple) -> Iterator[Box]:
+    """Boxes of so many chunks that cover a volume: their faces lie on chunk borders or on its own."""
+    step = np.multiply(volume.chunk_zyx, chunks_zyx)
     ranges = [
-        [(a, min(a + _BLOCK, stop)) for a in range(start, stop, _BLOCK)]
-        for start, stop in zip(volume.start_zyx, volume.stop_zyx, strict=True)
+        [(a, min(a + int(n), stop)) for a in range(start, stop, int(n))]
+        for start, stop, n in zip(volume.start_zyx, volume.stop_zyx, step, strict=True)
     ]
-    return [Block((z[0], y[0], x[0]), (z[1], y[1], x[1])) for z, y, x in product(*ranges)]
+    for z, y, x in product(*ranges):
+        yield (z[0], y[0], x[0]), (z[1], y[1], x[1])
 
 
-def write_level(uri: str, level: int, block: Block) -> int:
-    """Compute a block of a level from the level below and write it; returns its number of voxels."""
+def write_level(uri: str, level: int, box: Box, method: Literal["mean", "mode"]) -> int:
+    """Compute a box of a level from the level below and write it; returns its number of voxels.
+
+    method: mean for images, mode (the most frequent label) for segmentations.
+    """
     import tinybrain
 
     below, volume = PrecomputedVolume(uri, level - 1), PrecomputedVolume(uri, level)
     factors = factors_xyz(below.voxel_size_nm_xyz)[::-1]
-    wanted_start, wanted_stop = np.multiply(block.start_zyx, factors), np.multiply(block.stop_zyx, factors)
+    wanted_start, wanted_stop = np.multiply(box[0], factors), np.multiply(box[1], factors)
     start, stop = np.maximum(wanted_start, below.start_zyx), np.minimum(wanted_stop, below.stop_zyx)
     found = below.read(start.tolist(), stop.tolist())
     # A level's outermost voxels may reach beyond the volume: what lies at its face stands for that.
     found = np.pad(found, list(zip(start - wanted_start, wanted_stop - stop, strict=True)), mode="edge")
-    (halved,) = tinybrain.downsample_segmentation(np.asfortranarray(found.T), factors[::-1], num_mips=1)
-    volume.write(block.start_zyx, halved.T)
+    reduce = tinybrain.downsample_segmentation if method == "mode" else tinybrain.downsample_with_averaging
+    (halved,) = reduce(np.asfortranarray(found.T), factors[::-1], num_mips=1)
+    volume.write(box[0], halved.T)
     return int(halved.size)

@@ -1,0 +1,105 @@
+"""The command `hpn`. Each command is imported when it is used, so that `hpn --help` is quick."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+from typing import IO, Any
+
+import click
+
+from happyneurons._version import __version__
+from happyneurons.errors import EXIT_USAGE, HappyError
+
+# Read when grpc is imported; its own lines say nothing that our errors do not.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+# name → (module:attribute, one line for the list of commands)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("happyneurons.demo.command:demo", "From raw tiles to neurons on a phantom, in minutes."),
+    "run": ("happyneurons.cli.run:run", "Carry out a pipeline."),
+    "status": ("happyneurons.cli.runs:status", "Show runs, or the jobs of one."),
+    "watch": ("happyneurons.cli.runs:watch", "Follow a run until it ends."),
+    "logs": ("happyneurons.cli.runs:logs", "Show the log of a job."),
+    "explain": ("happyneurons.cli.runs:explain", "Say why a job was computed, reused, or waits."),
+    "approve": ("happyneurons.cli.decisions:approve", "Let a run pass a gate."),
+    "reject": ("happyneurons.cli.decisions:reject", "Do not let a run pass a gate."),
+    "cancel": ("happyneurons.cli.decisions:cancel", "Stop a run."),
+    "retry": ("happyneurons.cli.decisions:retry", "Attempt again what did not succeed."),
+    "stage": ("happyneurons.cli.stage:stage", "List, describe and run single stages."),
+    "evaluate": ("happyneurons.cli.stage:evaluate", "Score a segmentation against ground truth."),
+    "view": ("happyneurons.cli.view:view", "Open results in Neuroglancer."),
+    "acquire": ("happyneurons.cli.acquire:acquire", "Simulate a microscope."),
+    "serve": ("happyneurons.cli.serve:serve", "Start a server: orchestrator, stage or volumes."),
+    "site": ("happyneurons.cli.site:site", "Where jobs can run."),
+}
+
+
+class OneLineError(click.ClickException):
+    """An error as one line that begins with `hpn:`."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(" ".join(message.split()))
+        self.exit_code = exit_code
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"hpn: {self.message}", file=file, err=file is None)
+
+
+class LazyGroup(click.Group):
+    """Imports a command when it is used; turns errors into one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*COMMANDS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            rows = [(name, text) for name, (_, text) in COMMANDS.items()]
+            formatter.write_dl([*rows, ("version", "Print the version.")])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HappyError as error:
+            raise OneLineError(str(error), error.exit_code) from error
+        except click.UsageError as error:
+            where = error.ctx.command_path if error.ctx else "hpn"
+            raise OneLineError(f"{error.format_message()} (see `{where} --help`)", EXIT_USAGE) from error
+        except KeyboardInterrupt:
+            raise OneLineError("interrupted", 130) from None
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, message="%(version)s")
+def main() -> None:
+    """From raw electron microscope tiles to neurons.
+
+    Start with `hpn demo`. Every command takes --json. Exit codes: 0 done, 1 the work failed, 2 the
+    request was wrong, 75 try again.
+    """
+    # A handler of its own for each run of the command: standard error may be another one by then (tests).
+    logging.basicConfig(
+        level=os.environ.get("HPN_LOG_LEVEL", "ERROR").upper(), stream=sys.stderr, force=True,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )  # fmt: skip
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def version(as_json: bool) -> None:
+    """Print the version."""
+    click.echo(json.dumps({"version": __version__}) if as_json else __version__)
+
+
+if __name__ == "__main__":
+    main()

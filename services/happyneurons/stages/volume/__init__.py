@@ -1,0 +1,1 @@
+"""Sections → a chunked volume with its pyramid."""
