@@ -2,8 +2,9 @@
 
     python examples/train_demo_model.py --work /tmp/demo-model [--output services/happyneurons/models/demo_ffn]
 
-Makes five training phantoms and one for validation, runs the stage ffn-train on them in this process
-and copies the model to --output. Killed and started again, it goes on from the last checkpoint.
+Makes ten training phantoms and one for validation, runs the stage ffn-train twice in this process
+(from scratch on five of them, then on from there on the other five) and copies the model to
+--output. Killed and started again, it goes on from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from happyneurons.store.volumes import PrecomputedVolume, create_volume
 from happyneurons.worker.local import run_stage
 
 SHAPE_ZYX = (64, 192, 192)
-TRAINING_SEEDS = (1, 2, 3, 4, 5)
+TRAINING_SEEDS = ((1, 2, 3, 4, 5), (11, 12, 13, 14, 15))  # by phase
 VALIDATION_SEED = 6  # the demo's own phantom has seed 7
-CLAHE = {3: (2.0, 3), 5: (3.0, 4)}
+CLAHE = {3: (2.0, 3), 5: (3.0, 4), 13: (2.0, 3), 15: (3.0, 4)}
 """Phantoms shown as the stage normalize would leave them: seed → clip limit, tiles a side."""
 
 PARAMS = {
@@ -37,9 +38,8 @@ PARAMS = {
     "steps": 8000,
     "block_steps": 400,
     "batch_size": 8,
-    "learning_rate": 1e-3,
-    "seed": 1,
 }
+PHASES = ({"learning_rate": 1e-3, "seed": 1}, {"learning_rate": 8e-4, "seed": 2})
 
 
 def phantom_volumes(store: Store, seed: int) -> tuple[str, str]:
@@ -75,14 +75,9 @@ def clahe(image: np.ndarray, clip_limit: float, tiles: int) -> np.ndarray:
     return np.stack([equalize.apply(section) for section in image])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", required=True, help="store (URI or folder) for phantoms, checkpoints and the job")
-    parser.add_argument("--output", default="services/happyneurons/models/demo_ffn", help="folder for the model")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    store = Store(arguments.work)
-    pairs = [phantom_volumes(store, seed) for seed in TRAINING_SEEDS]
+def train(store: Store, phase: int, initial: str | None) -> str:
+    """URI of the model that a phase ends with."""
+    pairs = [phantom_volumes(store, seed) for seed in TRAINING_SEEDS[phase]]
     image, labels = phantom_volumes(store, VALIDATION_SEED)
     inputs = {
         "image": [pair[0] for pair in pairs],
@@ -90,13 +85,29 @@ def main() -> None:
         "validation_image": [image],
         "validation_labels": [labels],
     }
-    manifest = run_stage(store, "ffn-train", inputs=inputs, params=PARAMS)
-    source = load_artifact(manifest.outputs["model"].uri).store()
+    if initial:
+        inputs["initial_model"] = [initial]
+    manifest = run_stage(store, "ffn-train", inputs=inputs, params={**PARAMS, **PHASES[phase]})
+    return manifest.outputs["model"].uri
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", required=True, help="store (URI or folder) for phantoms, checkpoints and the job")
+    parser.add_argument("--output", default="services/happyneurons/models/demo_ffn", help="folder for the model")
+    parser.add_argument("--first", help="model to take as the first phase's result")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    store = Store(arguments.work)
+    model = arguments.first
+    for phase in range(1 if model else 0, len(PHASES)):
+        model = train(store, phase, model)
+    source = load_artifact(model).store()
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     for name in ("model.json", "weights.npz", "history.json"):
         (output / name).write_bytes(source.get(name))
-    print(f"{output}: {manifest.metrics}")
+    print(f"{output}: {source.get_json('history.json')[-1]}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ ARTIFACTS = {
     "neurons": artifact("segmentation", "seg"),
     "truth": artifact("segmentation", "gt"),
     "meshes": artifact("mesh_layer", "mesh", source="u:seg", largest_segments=[5, 2**60, 7]),
-    "skeletons": artifact("skeleton_layer", "skel", source="u:seg", largest_segments=[7]),
+    "skeletons": artifact("skeleton_layer", "skel", source="u:seg", largest_segments=[7, 8, 5]),
     "report": artifact("report", "report"),
 }
 
@@ -47,8 +47,10 @@ def test_layers_get_their_sources_and_the_view_its_place() -> None:
     assert layers["em"]["source"] == "precomputed://http://h/em/image"
     assert layers["neurons"]["source"] == [f"precomputed://http://h/{n}" for n in ("neurons", "meshes", "skeletons")]
     assert layers["truth"]["source"] == ["precomputed://http://h/truth"]
-    assert layers["neurons"]["segments"] == ["5", str(2**60), "7"]
-    assert set(layers["neurons"]["segmentColors"]) == {"5", str(2**60), "7"}
+    assert layers["neurons"]["segments"] == ["5", "7"], "what has a mesh and a skeleton, the largest mesh first"
+    assert set(layers["neurons"]["segmentColors"]) == {"5", "7"}
+    meshes_only = state_of({name: a for name, a in ARTIFACTS.items() if name != "skeletons"})
+    assert meshes_only["layers"][2]["segments"] == ["5", str(2**60), "7"]
     assert state["dimensions"] == {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]}
     assert state["position"] == [60, 45, 40]
     assert state["crossSectionScale"] == pytest.approx(100 / 400)

@@ -137,10 +137,7 @@ def _read(pipeline: Path, settings: tuple[str, ...]) -> pipelines_pb2.PipelineSp
 def _explanations(client: Client, finished: Run) -> list[pipelines_pb2.JobExplanation]:
     """Why jobs were computed. Asked for those only, and not for thousands."""
     names = [j.name for j in finished.proto.jobs if short(j.job, "state") == "succeeded" and not j.job.reused]
-    return [client.explain(finished.id, name) for name in 
-    from happyneurons.orchestrator.server import OrchestratorServer
-
-EXPLAINED_JOBS]]
+    return [client.explain(finished.id, name) for name in names[:EXPLAINED_JOBS]]
 
 
 def _summary(finished: Run, why: list[pipelines_pb2.JobExplanation], target: str) -> Iterator[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -45,7 +47,7 @@ def orchestrator(
     serve_orchestrator(
         store_uri(store), address, metrics_address=metrics, sites_file=sites, default_site=default_site, cores=cores,
         memory_gb=memory_gb, port_file=port_file,
-        say=(lambda text: click.echo(json.dumps({"message": text}))) if as_json else click.echo,
+        say=_speaker(as_json),
     )  # fmt: skip
 
 
@@ -54,8 +56,53 @@ def orchestrator(
 @click.option("--address", default="127.0.0.1:50051", show_default=True, help="host:port; port 0: any.")
 @click.option("--cores", type=int, help="Cores that jobs may use together [default: all].")
 @click.option("--memory-gb", type=float, help="Memory that jobs may use together, in GB [default: all].")
-def stage(store: str | None, address: str, cores: int | None, memory_gb: float | None) -> None:
+@click.option("--port-file", type=click.Path(path_type=Path), help="File that gets the address once it serves.")
+@json_option
+def stage(
+    store: str | None,
+    address: str,
+    cores: int | None,
+    memory_gb: float | None,
+    port_file: Path | None,
+    as_json: bool,
+) -> None:
     """Serve the stages of this installation to orchestrators elsewhere (as `hpn-stage serve`)."""
     from happyneurons.worker.server import serve_stage
 
-    serve_stage(store_uri(store), address, cores=cores, memory_gb=memory_gb)
+    serve_stage(
+        store_uri(store), address, cores=cores, memory_gb=memory_gb, port_file=port_file, say=_speaker(as_json)
+    )
+
+
+def _speaker(as_json: bool) -> Callable[[str], None]:
+    """Lines for people, or for programs; seen at once, also through a pipe."""
+
+    def say(text: str) -> None:
+        click.echo(json.dumps({"message": text}) if as_json else text)
+        sys.stdout.flush()
+
+    return say
+
+
+@serve.command()
+@click.argument("targets", metavar="[NAME=]URI…", nargs=-1, required=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on.")
+@click.option("--port", default=9000, show_default=True, help="Port; 0: any.")
+@click.option("--token", help="First part of every path; whoever does not know it sees nothing.")
+@json_option
+def volumes(targets: tuple[str, ...], host: str, port: int, token: str | None, as_json: bool) -> None:
+    """Serve volumes, meshes and skeletons over HTTP, as Neuroglancer and other programs read them."""
+    from happyneurons.cli.view import serve_until_signal
+    from happyneurons.store.artifacts import load_artifact
+    from happyneurons.viewer import VolumeServer, source_of
+
+    artifacts = {}
+    for number, target in enumerate(targets):
+        name, separator, uri = target.partition("=")
+        named = bool(separator) and "/" not in name and ":" not in name
+        artifacts[name if named else f"volume{number}"] = load_artifact(uri if named else target)
+    roots = {name: source_of(a.data_uri, segmentation=a.kind == "segmentation") for name, a in artifacts.items()}
+    with VolumeServer(roots, host=host, port=port, token=token) as server:
+        urls = {name: server.data_url(name) for name in roots}
+        click.echo(json.dumps(urls) if as_json else "\n".join(f"{name}  {url}" for name, url in urls.items()))
+        serve_until_signal()

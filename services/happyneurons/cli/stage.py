@@ -62,8 +62,8 @@ def describe(name: str, as_json: bool) -> None:
         click.echo(f"\n{title}")
         for key, spec in specs.items():
             kind = spec.get("kind") or " or ".join(spec["kinds"])
-            notes = [n for n in ("optional", "many") if spec.get(n)]
-            click.echo(f"  {key}: {kind}{f' ({', '.join(notes)})' if notes else ''}. {spec['description']}")
+            notes = "".join(f", {n}" for n in ("optional", "many") if spec.get(n))
+            click.echo(f"  {key}: {kind}{notes}. {spec['description']}")
     click.echo("\nparameters")
     schema = document["params"]
     for key, field in schema.get("properties", {}).items():

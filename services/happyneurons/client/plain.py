@@ -19,7 +19,8 @@ def plain(message: Message) -> Any:
     if isinstance(message, struct_pb2.Struct):
         return json_format.MessageToDict(message)
     result: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
+    fields: Any = message.DESCRIPTOR.fields
+    for field in fields:
         value = getattr(message, field.name)
         if _is_map(field):
             of_value = field.message_type.fields_by_name["value"]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from happyneurons.executors.base import Capacity, ProcessReport, ProcessState, Submission
 from happyneurons.jobs.spec import Resources
+from happyneurons.stages import stage_names
 from happyneurons.worker.launch import Launch, LocalPool
 
 STATES = {"waiting": ProcessState.QUEUED, "running": ProcessState.RUNNING, "exited": ProcessState.EXITED}
@@ -21,6 +22,8 @@ class LocalExecutor:
         self._pool = LocalPool(cores, memory_gb)
 
     def refuse(self, stage: str, resources: Resources) -> str | None:
+        if stage not in stage_names():
+            return f"this environment has no stage {stage!r}"
         return self._pool.refuse(resources)
 
     def submit(self, submission: Submission) -> str:

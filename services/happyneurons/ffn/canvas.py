@@ -35,6 +35,14 @@ def logit(probability: float) -> float:
     return float(np.log(probability) - np.log1p(-probability))
 
 
+def _component(mask: NDArray[np.bool_], seed: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The part of a mask that is joined to the seed by faces."""
+    from scipy import ndimage
+
+    parts, _ = ndimage.label(mask)
+    return np.asarray(mask & (parts == parts[seed]))
+
+
 class Canvas:
     """Segments objects one by one into `segmentation`.
 
@@ -86,6 +94,8 @@ class Canvas:
         mask &= self.segmentation[box] <= 0
         if self.excluded is not None:
             mask &= ~self.excluded[box]
+        if options.keep_connected:
+            mask = _component(mask, tuple(p - b.start for p, b in zip(seed, box, strict=True)))
         new = int(mask.sum())
         if new < options.min_segment_size:
             self.counters["seeds_small"] += 1

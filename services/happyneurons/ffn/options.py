@@ -42,6 +42,11 @@ class InferenceOptions(BaseModel):
         description="Fast mode: where less than this fraction of the centre of the field of view is unexplored or "
         "undecided (|logit| <= 1), the network is not run again, the search goes on from the mask as it is. 0: exact",
     )
+    keep_connected: bool = Field(
+        False,
+        description="Keep only what is joined to the seed by voxels of the segment (google/ffn: false); cuts off what "
+        "the mask jumped over to",
+    )
     seed_order: Literal["position", "depth"] = Field(
         "position", description="Seeds in the order of their coordinates (google/ffn), or farthest from edges first"
     )

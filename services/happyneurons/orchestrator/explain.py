@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 
 from happyneurons.errors import HappyError, NotFoundError
 from happyneurons.jobs.spec import JobSpec, differences, load_spec
@@ -74,12 +73,12 @@ def explain_job(
         message.site_explanation = orchestrator.sites[job.job.site].explain(job.handle)
     if spec is None or job.reused:
         return message
-    similar = finished.most_similar(spec, job.queue_time or time.time())
+    similar = finished.most_similar(spec, before=status.submit_time)
     if similar is not None:
         message.compared_with_key = similar[0].key
         message.differences.extend(_with_origin(line, job) for line in similar[1])
         if job.phase is JobPhase.SUCCEEDED:
-            message.reasons.append(f"the most similar one then was {similar[0].key}; it differs as listed")
+            message.reasons.append(f"the most similar one before this run was {similar[0].key}; it differs as listed")
     elif job.phase is JobPhase.SUCCEEDED:
         message.reasons.append(f"no job of stage {spec.stage} was finished in this store before")
     return message

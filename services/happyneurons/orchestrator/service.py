@@ -172,6 +172,8 @@ class PipelineServicer(pipeline_service_pb2_grpc.PipelineServiceServicer):
             alive=lambda: self._goes_on(context),
         ):  # fmt: skip
             yield pb.TailJobLogsResponse(chunk=chunk)
+        if request.follow and self._stopping.is_set():
+            raise UnavailableError("the orchestrator is stopping; go on from the last resume_token")
 
     def ListStages(self, request: pb.ListStagesRequest, context: grpc.ServicerContext) -> pb.ListStagesResponse:
         response = pb.ListStagesResponse()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -71,8 +71,6 @@ def write_level(uri: str, level: int, box: Box, method: Literal["mean", "mode"])
 
     method: mean for images, mode (the most frequent label) for segmentations.
     """
-    import tinybrain
-
     below, volume = PrecomputedVolume(uri, level - 1), PrecomputedVolume(uri, level)
     factors = factors_xyz(below.voxel_size_nm_xyz)[::-1]
     wanted_start, wanted_stop = np.multiply(box[0], factors), np.multiply(box[1], factors)
@@ -80,7 +78,24 @@ def write_level(uri: str, level: int, box: Box, method: Literal["mean", "mode"])
     found = below.read(start.tolist(), stop.tolist())
     # A level's outermost voxels may reach beyond the volume: what lies at its face stands for that.
     found = np.pad(found, list(zip(start - wanted_start, wanted_stop - stop, strict=True)), mode="edge")
-    reduce = tinybrain.downsample_segmentation if method == "mode" else tinybrain.downsample_with_averaging
-    (halved,) = reduce(np.asfortranarray(found.T), factors[::-1], num_mips=1)
-    volume.write(box[0], halved.T)
+    halved = _most_frequent(found, factors) if method == "mode" else _mean(found, factors)
+    volume.write(box[0], halved)
     return int(halved.size)
+
+
+def _most_frequent(labels: np.ndarray, factors_zyx: Triple) -> np.ndarray:
+    import tinybrain
+
+    (halved,) = tinybrain.downsample_segmentation(np.asfortranarray(labels.T), factors_zyx[::-1], num_mips=1)
+    return np.asarray(halved.T)
+
+
+def _mean(image: np.ndarray, factors_zyx: Triple) -> np.ndarray:
+    """Means of 8 or 16 bit voxels, rounded half up: cutting them off would darken each level by 0.4 grey values."""
+    wide = np.uint16 if image.dtype.itemsize == 1 else np.uint32
+    total: Any = image.astype(wide)
+    for axis, factor in enumerate(factors_zyx):
+        if factor == 2:
+            total = total.take(range(0, total.shape[axis], 2), axis) + total.take(range(1, total.shape[axis], 2), axis)
+    count = int(np.prod(factors_zyx))
+    return np.asarray((total + np.asarray(count // 2, wide)) // np.asarray(count, wide)).astype(image.dtype)

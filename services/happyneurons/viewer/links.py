@@ -6,7 +6,7 @@ Format: google/neuroglancer, the JSON behind `#!` in its links.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +18,7 @@ from happyneurons.store.artifacts import Artifact, Bounds
 DEMO = "https://neuroglancer-demo.appspot.com/"
 SHOWN_SEGMENTS = 20
 PANEL_PX = 400  # the view is scaled such that the volume fills a panel of this size
+OBLIQUE = [-0.28, -0.33, -0.11, 0.89]  # a quaternion: seen from one side and above, so that 3D looks it
 VOLUMES = ("section_stack", "image_volume", "mask", "segmentation")
 ADDRESS = Callable[[str], str]
 """Name of an artifact → URL under which its folder is served."""
@@ -84,12 +85,16 @@ def _made_of(part: Artifact, segmentation: Artifact, artifacts: Mapping[str, Art
     return source == segmentation.uri if known else len(segmentations) == 1
 
 
-def _largest(parts: Any) -> list[int]:
-    """Largest segments of the first layer that tells; meshes are asked before skeletons."""
-    for part in sorted(parts, key=lambda a: a.kind):
-        if segments := part.properties.get("largest_segments"):
-            return [int(s) for s in segments[:SHOWN_SEGMENTS]]
-    return []
+def _largest(parts: Iterable[Artifact]) -> list[int]:
+    """Largest segments that are in all the layers, in the first one's order; meshes come before skeletons.
+
+    Neuroglancer asks for each selected segment in each layer, and waits in vain for what is not there.
+    """
+    lists = [a.properties.get("largest_segments") or [] for a in sorted(parts, key=lambda a: a.kind)]
+    if not lists:
+        return []
+    common = [int(s) for s in lists[0] if all(s in other for other in lists[1:])]
+    return (common or [int(s) for s in lists[0]])[:SHOWN_SEGMENTS]
 
 
 def _image_layer(name: str, source: str) -> dict[str, Any]:
@@ -136,4 +141,5 @@ def _space(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
         "position": [float(v) for v in (low + high) / 2],
         "crossSectionScale": extent / PANEL_PX,
         "projectionScale": extent * 1.6,
+        "projectionOrientation": OBLIQUE,
     }

@@ -79,7 +79,9 @@ class VolumeServer:
             raise UserError(f"cannot serve on {host}:{port}: {error.strerror or error}; choose another port") from error
         shown = "127.0.0.1" if host in ("0.0.0.0", "") else host
         self.url = f"http://{shown}:{self._http.server_address[1]}" + (f"/{quote(token)}" if token else "")
-        self._thread = threading.Thread(target=self._http.serve_forever, name="volume-server", daemon=True)
+        self._thread = threading.Thread(
+            target=self._http.serve_forever, args=(0.05,), name="volume-server", daemon=True
+        )
 
     def start(self) -> Self:
         self._thread.start()

@@ -115,7 +115,7 @@ class _Reader:
             return self._unbegun()
         return self._attempted()
 
-    def _view(self, state: jobs_pb2.JobState, step: int, time: float) -> JobView:
+    def _view(self, state: jobs_pb2.JobState.ValueType, step: int, time: float) -> JobView:
         self.job.state = state
         epoch = self.number + int(self.submission.get("number", 0))
         return JobView(self.job, epoch * EPOCH + step, time)

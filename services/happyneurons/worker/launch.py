@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from happyneurons.errors import HappyError, UserError
+from happyneurons.errors import EXIT_FAILED, EXIT_USAGE, HappyError, UserError
 from happyneurons.jobs.attempts import attempt_folder, attempt_numbers
 from happyneurons.jobs.spec import Resources, parse_job_uri
 
@@ -181,7 +181,12 @@ class LocalPool:
             if memory + (launch.resources.memory_gb or 0) > self.memory_gb:
                 break
             del self._waiting[token]
-            self._running[token] = (launch, start(launch, self._output(token)))
+            try:
+                self._running[token] = (launch, start(launch, self._output(token)))
+            except (HappyError, OSError) as error:  # no mpiexec, no more processes: this attempt's end, not the pool's
+                self._output(token).write_text(f"its processes could not be started: {error}\n")
+                self._exited[token] = EXIT_USAGE if isinstance(error, UserError) else EXIT_FAILED
+                self._keep_output(token, launch, self._exited[token])
 
     def _output(self, token: str) -> Path:
         return self._folder / f"{token.replace('/', '_')}.out"

@@ -145,14 +145,18 @@ class StageJobs:
         launch = Launch(job_uri(self.store, key), resources, retry_quarantined=retry_quarantined)
         self.pool.submit(submitted.token, launch)
         self._here[key] = submitted
+        self._reap()  # it may be over already, if its processes could not be started
         log.info("job %s submitted", key)
 
     # --- ends ------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
         while not self._closed.wait(REAP_S):
-            with self._lock:
-                self._reap()
+            try:
+                with self._lock:
+                    self._reap()
+            except Exception:  # the queue must not stand still because of one job
+                log.exception("looking after jobs failed; again in %s s", REAP_S)
 
     def _reap(self) -> None:
         """Start what there is room for; write down the ends that nobody else wrote down."""

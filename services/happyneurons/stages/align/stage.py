@@ -197,8 +197,9 @@ class SolveStack(Round):
 
     def plan(self, context: Context[Any]) -> Iterable[Task]:
         good = good_sections(context)
-        if good:
-            yield Task(key="stack", payload={"sections": len(good)}, cost=len(good))
+        if not good:
+            raise UserError(f"input stack: no section of {context.input('stack').uri} has a picture with tissue")
+        yield Task(key="stack", payload={"sections": len(good)}, cost=len(good))
 
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
         from happyneurons.imaging.transforms import SECTION, transforms_path

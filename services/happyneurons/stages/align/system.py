@@ -95,7 +95,7 @@ class System:
         design, transposed = self.design, self.design.T.tocsr()
         x = np.zeros((design.shape[1], 2))
         robust = np.ones(len(weight))
-        for goal in (1e-6, 1e-6, 1e-10):
+        for goal in (1e-6, 1e-6, 1e-6, 1e-10):
             w = weight * robust / noise_px**2
             normal = (transposed @ sp.diags(w) @ design + prior).tocsc()
             right = -(transposed @ (w[:, None] * offset))

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from happyneurons.imaging.fits import fit_smooth
 from happyneurons.imaging.matching import (
     Matches,
     block_centres,
     coarse_shift,
     dog,
-    fit_smooth,
     level_contrast,
     match_blocks,
     shrink,

@@ -56,36 +56,31 @@ def montage_section(
     tiles, damaged = _readable(section.tiles, reader)
     if not tiles:
         raise TaskError(f"section {section.z}: none of its tiles can be read: {'; '.join(damaged)}")
-    blank = section.status == "blank"
-    placement, verdict, used = (_unmatched(tiles, params), None, None) if blank else _best(tiles, params, reader)
+    placement, verdict, used = _best(tiles, params, reader)
     gains, offsets = exposures(len(tiles), placement.pairs if params.exposure else [])
     shift = -np.array(origin_xy)
     layers = [
         Layer(t, placement.warps[i].translated(shift), float(gains[i]), float(offsets[i])) for i, t in enumerate(tiles)
     ]
-    reasons = [*section.problems, *damaged, *(verdict.reasons if verdict else ())]
+    reasons = [*section.problems, *damaged, *verdict.reasons]
     if section.status == "flagged" and not reasons:
         reasons = ["flagged by the tile set"]
-    status = "blank" if blank else "flagged" if reasons else "ok"
     figures: dict[str, Any] = {
         "z": section.z,
-        "status": status,
+        "status": "flagged" if reasons else "ok",
         "reason": "; ".join(reasons),
-        "parameter_set": used.name if used else "",
+        "parameter_set": used.name,
         "tiles": len(tiles),
         "exposure": {t.name: [float(gains[i]), float(offsets[i])] for i, t in enumerate(tiles)},
+        "seam_median_px": verdict.seam_median_px,
+        "seam_p95_px": verdict.seam_p95_px,
+        "groups": verdict.groups,
+        "pairs_expected": verdict.pairs_expected,
+        "pairs_joined": verdict.pairs_joined,
+        "matches": verdict.matches,
+        "confidence": verdict.confidence,
         "placed": {t.name: placement.group[i] for i, t in enumerate(tiles)},
     }
-    if verdict:
-        figures |= {
-            "seam_median_px": verdict.seam_median_px,
-            "seam_p95_px": verdict.seam_p95_px,
-            "groups": verdict.groups,
-            "pairs_expected": verdict.pairs_expected,
-            "pairs_joined": verdict.pairs_joined,
-            "matches": verdict.matches,
-            "confidence": verdict.confidence,
-        }
     return Montage(layers, figures)
 
 
@@ -99,10 +94,6 @@ def _readable(tiles: Sequence[Tile], reader: TileReader) -> tuple[list[Tile], li
         else:
             good.append(tile)
     return good, problems
-
-
-def _unmatched(tiles: Sequence[Tile], params: MontageParams) -> Placement:
-    return _place(tiles, {}, params)
 
 
 def _best(tiles: Sequence[Tile], params: MontageParams, reader: TileReader) -> tuple[Placement, Verdict, MatchSet]:
@@ -199,8 +190,7 @@ def cropped(montage: Montage, canvas: Box) -> Montage:
         return montage
     remark = f"tiles {', '.join(out)} stick out of the canvas: raise margin_px"
     reason = "; ".join(r for r in (montage.figures["reason"], remark) if r)
-    status = "flagged" if montage.figures["status"] == "ok" else montage.figures["status"]
-    return replace(montage, figures=montage.figures | {"status": status, "reason": reason})
+    return replace(montage, figures=montage.figures | {"status": "flagged", "reason": reason})
 
 
 def draw(

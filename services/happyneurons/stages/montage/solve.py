@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import splu
 
-from happyneurons.imaging.matching import apply_affine, fit_affine
+from happyneurons.imaging.fits import apply_affine, fit_affine
 from happyneurons.imaging.warp import GridWarp
 from happyneurons.stages.montage.match import PairMatches
 from happyneurons.stages.montage.tiles import Tile

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 CHUNK_PX = 1024
 # A canvas this many times larger than a section means that sections lie apart on the wafer.
 _SCATTERED = 16
-_NO_PICTURE = ("failed", "missing")
+# Sections of these kinds are passed on without a picture.
+_NO_PICTURE = ("failed", "missing", "blank")
 
 
 @dataclass(frozen=True)
