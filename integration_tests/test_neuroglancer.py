@@ -196,3 +196,38 @@ def test_image_segments_and_meshes_are_drawn(
     assert (spread[in_3d] > 40).mean() > 0.05, "meshes are coloured"
     hues = np.unique((picture[in_3d][spread[in_3d] > 40] // 64), axis=0)
     assert len(hues) > 5, "many meshes, many colours"
+
+
+def test_results_in_s3_are_served_and_read_back(s3_store: Store) -> None:
+    """Compressed chunks, ranges of meshes and skeletons through our server, read by CloudVolume."""
+    from urllib.request import Request, urlopen
+
+    from cloudvolume import CloudVolume
+
+    labels = np.zeros((32, 48, 64), np.uint64)
+    labels[8:20, 10:30, :] = 6
+    uri = s3_store.url("labels")
+    create_volume(
+        uri, start_zyx=(0, 0, 0), stop_zyx=labels.shape, voxel_size_nm_xyz=(8, 8, 16), dtype="uint64",
+        layer_type="segmentation", chunk_zyx=(32, 32, 32),
+    ).write((0, 0, 0), labels)  # fmt: skip
+    block = {"block_size_xyz": [32, 48, 32]}
+    made = {
+        "mesh": run_stage(s3_store, "mesh", inputs={"segmentation": uri}, params={**block, "sharded": True}),
+        "skeletons": run_stage(s3_store, "skeletonize", inputs={"segmentation": uri}, params={**block, "const_nm": 50}),
+    }
+    assert made["mesh"].metrics["meshes"] == 1
+    artifacts = {"labels": load_artifact(uri)} | {n: load_artifact(m.outputs[n].uri) for n, m in made.items()}
+    viewer = start_viewer(artifacts)
+    try:
+        volume = CloudVolume(f"precomputed://{viewer.server.data_url('labels')}", progress=False)
+        np.testing.assert_array_equal(np.asarray(volume[:])[..., 0].T, labels)
+        shard = next(name for name in artifacts["mesh"].store().list("") if name.endswith(".shard"))
+        whole = artifacts["mesh"].store().get(shard)
+        request = Request(f"{viewer.server.data_url('mesh')}/{shard}", headers={"Range": "bytes=16-99"})
+        with urlopen(request) as answer:
+            assert (answer.status, answer.read()) == (206, whole[16:100])
+        with urlopen(f"{viewer.server.data_url('skeletons')}/6") as answer:
+            assert answer.read() == artifacts["skeletons"].store().get("6")
+    finally:
+        viewer.stop()

@@ -15,7 +15,8 @@ import pytest
 from happyneurons.errors import UserError
 from happyneurons.imaging.transforms import AlignTransforms
 from happyneurons.imaging.warp import GridWarp
-from happyneurons.stages.align.matching import MatchSettings, match_pair, pyramid
+from happyneurons.stages.align.coarse import MatchSettings, pyramid
+from happyneurons.stages.align.matching import match_pair
 from happyneurons.stages.align.prepare import ARTIFACT, TISSUE, working_picture
 from happyneurons.stages.align.render import draw_block
 from happyneurons.stages.align.solve import SolveSettings, solve
@@ -325,10 +326,10 @@ def test_noise_does_not_shrink_the_stack() -> None:
     rng = np.random.default_rng(1)
     pairs = synthetic_pairs(lambda z, p: 0 * p, 60, 200)
     for pair in pairs:
-        pair.b_xy[:] += rng.normal(0, 0.5, pair.b_xy.shape)
+        pair.b_xy[:] += rng.normal(0, 1.5, pair.b_xy.shape)
     solution = solve(pairs, range(60), 200, 200, SETTINGS)
     width = [np.ptp(solution.nodes(k, 25)[..., 0], axis=1).mean() for k in range(60)]
-    assert np.mean(width) == pytest.approx(200, abs=0.05)
+    assert np.mean(width) == pytest.approx(200, abs=0.2)
 
 
 def test_folds_and_margins_are_told_from_tissue(tmp_path: Path, tissue: np.ndarray) -> None:

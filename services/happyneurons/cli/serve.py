@@ -69,9 +69,7 @@ def stage(
     """Serve the stages of this installation to orchestrators elsewhere (as `hpn-stage serve`)."""
     from happyneurons.worker.server import serve_stage
 
-    serve_stage(
-        store_uri(store), address, cores=cores, memory_gb=memory_gb, port_file=port_file, say=_speaker(as_json)
-    )
+    serve_stage(store_uri(store), address, cores=cores, memory_gb=memory_gb, port_file=port_file, say=_speaker(as_json))
 
 
 def _speaker(as_json: bool) -> Callable[[str], None]:

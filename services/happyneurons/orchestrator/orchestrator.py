@@ -13,6 +13,7 @@ from typing import Any
 from happyneurons.errors import ConflictError, HappyError, NotFoundError, UserError
 from happyneurons.executors.base import Executor, ProcessState
 from happyneurons.jobs.attempts import owner_id
+from happyneurons.orchestrator import yaml_source
 from happyneurons.orchestrator.driver import RunDriver
 from happyneurons.orchestrator.pipeline import Pipeline, PipelineError, parse_pipeline
 from happyneurons.orchestrator.runlog import (
@@ -25,7 +26,6 @@ from happyneurons.orchestrator.runlog import (
     run_folder,
 )
 from happyneurons.orchestrator.state import RUN_FINAL, JobPhase, RunPhase, RunStatus
-from happyneurons.orchestrator.yaml_source import Violation
 from happyneurons.store.documents import Store, canonical_json
 
 log = logging.getLogger("happyneurons.orchestrator")
@@ -113,22 +113,22 @@ class Orchestrator:
             spec["yaml"], spec["parameters"], source_name=spec["source_name"], base_uri=spec["base_uri"],
             default_site=spec.get("default_site") or self.default_site, sites=list(self.sites),
         )  # fmt: skip
-        found = []
+        # Parsed again for the places of fields: what is found here gets its line, too.
+        source = yaml_source.parse(spec["yaml"])
         probe = RunDriver(self.store, RunStatus.fresh("", pipeline, {"time": 0.0}), self.sites, lambda *_: None, "")
         for job in pipeline.jobs.values():
             refusal = self.sites[job.site].refuse(job.stage, job.resources)
+            place = ("jobs", job.name.partition("[")[0])  # jobs of a sweep stand in the text once
             if refusal:
-                found.append(Violation(f"jobs.{job.name}.resources", refusal))
+                source.complain((*place, "resources"), refusal)
             if not job.references():
                 try:
                     probe.spec_of(job)
                 except UserError as error:
-                    found += [
-                        Violation(f"jobs.{job.name}.{path}", text)
-                        for path, text in (error.violations or [("params", str(error))])
-                    ]
-        if found:
-            raise PipelineError(spec["source_name"], found)
+                    for path, text in error.violations or [("params", str(error))]:
+                        source.complain((*place, *path.split(".")), text)
+        if source.violations:
+            raise PipelineError(spec["source_name"], list(dict.fromkeys(source.violations)))
         return pipeline
 
     def submit(self, spec: Mapping[str, Any], request_id: str = "") -> RunDriver:

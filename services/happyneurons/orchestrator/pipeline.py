@@ -245,7 +245,9 @@ class _Reader:
             return Resources.model_validate(merged)
         except ValidationError as error:
             for item in error.errors():
-                self.complain((*path, "resources", *(str(p) for p in item["loc"])), item["msg"])
+                known = f"no such field; there are {', '.join(Resources.model_fields)}"
+                text = known if item["type"] == "extra_forbidden" else item["msg"]
+                self.complain((*path, "resources", *(str(p) for p in item["loc"])), text)
             return Resources()
 
     def _read_sweep(self, name: str, value: dict[str, Any]) -> None:

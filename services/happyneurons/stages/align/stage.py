@@ -22,7 +22,7 @@ from happyneurons.stages.align.params import AlignParams, Lengths
 from happyneurons.store.artifacts import Bounds
 
 if TYPE_CHECKING:
-    from happyneurons.stages.align.matching import Level
+    from happyneurons.stages.align.coarse import Level
     from happyneurons.store.volumes import PrecomputedVolume
 
 CHUNK_PX = 1024
@@ -135,7 +135,8 @@ class MatchPairs(Round):
         import cv2
         import numpy as np
 
-        from happyneurons.stages.align.matching import MatchSettings, match_pair
+        from happyneurons.stages.align.coarse import MatchSettings
+        from happyneurons.stages.align.matching import match_pair
 
         cv2.setNumThreads(context.threads)
         a, b = int(task.payload["a"]), int(task.payload["b"])
@@ -178,7 +179,7 @@ class MatchPairs(Round):
     @staticmethod
     def _pyramid(context: Context[Any], z: int) -> list[Level]:
         """A section's pyramid; the last few are kept, because neighbouring tasks share them."""
-        from happyneurons.stages.align.matching import pyramid
+        from happyneurons.stages.align.coarse import pyramid
         from happyneurons.stages.align.prepare import TISSUE
 
         kept: dict[int, list[Level]] = context.once("pyramids", dict)

@@ -37,8 +37,8 @@ class MeshParams(StageParams):
     )
     backend: Literal["zmesh", "igneous"] = Field(
         "zmesh",
-        description="What makes a block's surfaces: zmesh with quadric simplification (any store, HDF5), or igneous' "
-        "MeshTask (slower; precomputed volumes only)",
+        description="What makes a block's surfaces: zmesh itself (any store, HDF5), or igneous' MeshTask, which "
+        "calls zmesh, too (GPL; precomputed volumes only)",
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 GAP_PX = 6
+LINE_PX = 16
 PAPER = 24  # grey of what is no picture
 
 
@@ -40,16 +41,18 @@ def fit(picture: np.ndarray, max_px: int) -> NDArray[np.uint8]:
 
 
 def sheet(pictures: Sequence[np.ndarray], titles: Sequence[str], *, columns: int, cell_px: int) -> NDArray[np.uint8]:
-    """Pictures in a grid, each with its title below."""
+    """Pictures in a grid, each at most cell_px wide and high, with its title below."""
     from PIL import Image, ImageDraw, ImageFont
 
-    line = 16
-    rows = -(-len(pictures) // columns)
-    width = columns * (cell_px + GAP_PX) + GAP_PX
-    canvas = Image.new("RGB", (width, rows * (cell_px + line + GAP_PX) + GAP_PX), (PAPER,) * 3)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
-    for i, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
-        x, y = GAP_PX + (i % columns) * (cell_px + GAP_PX), GAP_PX + (i // columns) * (cell_px + line + GAP_PX)
-        canvas.paste(Image.fromarray(np.ascontiguousarray(fit(picture, cell_px))).convert("RGB"), (x, y))
-        draw.text((x, y + cell_px + 1), title, fill=(200, 200, 200), font=font)
+    font = ImageFont.load_default(12)
+    cells = [fit(p, cell_px) for p in pictures]
+    wide = max(max(c.shape[1] for c in cells), max(int(font.getlength(t)) for t in titles) + 1) + GAP_PX
+    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    high = [max(c.shape[0] for c in row) + LINE_PX + GAP_PX for row in rows]
+    canvas = Image.new("RGB", (columns * wide + GAP_PX, sum(high) + GAP_PX), (PAPER,) * 3)
+    draw = ImageDraw.Draw(canvas)
+    for i, (cell, title) in enumerate(zip(cells, titles, strict=True)):
+        x, y = GAP_PX + (i % columns) * wide, GAP_PX + sum(high[: i // columns])
+        canvas.paste(Image.fromarray(np.ascontiguousarray(cell)).convert("RGB"), (x, y))
+        draw.text((x, y + cell.shape[0] + 1), title, fill=(200, 200, 200), font=font)
     return np.asarray(canvas)

@@ -44,3 +44,19 @@ def read_mask(
         z, y, x = (i - a for i, a in zip(known, low, strict=True))
         mask[np.ix_(*inside)] = block[np.ix_(z, y, x)] != 0
     return mask
+
+
+def outside(image: np.ndarray, grey: int) -> np.ndarray:
+    """Where (z, y, x) no section shows anything: areas of one grey value, 7 x 7 px or more in a section.
+
+    Single black voxels of the tissue do not count. A network that is trained on tissue takes large black
+    areas for one object and joins to it whatever touches the border.
+    """
+    from scipy import ndimage
+
+    flat = image == grey
+    if not flat.any():
+        return flat
+    return np.asarray(ndimage.binary_opening(np.pad(flat, ((0, 0), (3, 3), (3, 3)), mode="edge"), np.ones((1, 7, 7))))[
+        :, 3:-3, 3:-3
+    ]

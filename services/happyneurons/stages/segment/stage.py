@@ -47,6 +47,12 @@ class SegmentParams(InferenceOptions, StageParams):
     bounds_xyz: tuple[tuple[int, int, int], tuple[int, int, int]] | None = Field(
         None, description="Part of the volume to segment: minimum and maximum (exclusive), voxels of that mip"
     )
+    outside_grey: int | None = Field(
+        0,
+        ge=0,
+        le=255,
+        description="Grey value of what no section shows; areas of it are not segmented. null: segment everything",
+    )
     mirror_faces: bool = Field(
         False,
         description="Continue the image by its mirror image beyond the volume's outer faces, so that objects within "
@@ -148,11 +154,12 @@ class Subvolumes(Round):
         box = source.grid[(z, y, x)]
         step: Step = context.once("step", lambda: make_step(context.params.backend, _model(context), context.threads))
         size = source.image.voxel_size_nm_xyz
+        image = source.image.read(box.start_zyx, box.stop_zyx)
         result = segment_subvolume(
-            source.image.read(box.start_zyx, box.stop_zyx),
+            image,
             step,
             context.params.inference_options(),
-            excluded=_excluded(box, context),
+            excluded=_excluded(box, image, context),
             voxel_size_zyx=(size[2], size[1], size[0]),
             mirrored=_outer_faces(box, source.grid) if context.params.mirror_faces else NO_FACES,
         )
@@ -172,15 +179,19 @@ def _outer_faces(box: Subvolume, grid: SubvolumeGrid) -> Faces:
     return (z, y, x)
 
 
-def _excluded(box: Subvolume, context: Context[SegmentParams]) -> np.ndarray | None:
-    artifact = context.optional_input("mask")
-    if artifact is None:
-        return None
-    from happyneurons.stages.segment.masks import open_mask, read_mask
+def _excluded(box: Subvolume, image: np.ndarray, context: Context[SegmentParams]) -> np.ndarray | None:
+    """Voxels that are not segmented: outside of the sections, and masked ones. None: there are none."""
+    from happyneurons.stages.segment.masks import open_mask, outside, read_mask
 
-    size = _source(context).image.voxel_size_nm_xyz
-    mask = context.once("mask", lambda: open_mask(artifact.data_uri, size))
-    return read_mask(mask, box.start_zyx, box.stop_zyx, size)
+    grey = context.params.outside_grey
+    excluded = None if grey is None else outside(image, grey)
+    artifact = context.optional_input("mask")
+    if artifact is not None:
+        size = _source(context).image.voxel_size_nm_xyz
+        mask = context.once("mask", lambda: open_mask(artifact.data_uri, size))
+        masked = read_mask(mask, box.start_zyx, box.stop_zyx, size)
+        excluded = masked if excluded is None else excluded | masked
+    return excluded if excluded is not None and excluded.any() else None
 
 
 class Segment(Stage[SegmentParams]):
