@@ -23,7 +23,9 @@ from happyneurons.store.documents import Store
 ARCHITECTURE = Architecture(
     depth=3, features=6, fov_zyx=(13, 13, 13), deltas_zyx=(3, 3, 3), image_mean=135, image_stddev=40
 )
-OPTIONS = TrainingOptions(steps=60, block_steps=20, batch_size=4, validation_patches=6, warmup_steps=10, learning_rate=3e-3)
+OPTIONS = TrainingOptions(
+    steps=60, block_steps=20, batch_size=4, validation_patches=4, warmup_steps=10, learning_rate=3e-3
+)
 
 
 def phantom_volume() -> TrainingVolume:

@@ -26,7 +26,7 @@ from happyneurons.acquisition.truth import tile_prefix, truth_path
 from happyneurons.errors import UserError
 from happyneurons.imaging.warp import GridWarp
 from happyneurons.store.documents import local_path
-from happyneurons.store.volumes import Volume, open_volume
+from happyneurons.store.volumes import Volume, absolute_uri, open_volume
 
 Fault = Literal[
     "missing_tile", "truncated", "blank", "duplicate", "wrong_size", "missing_section", "blank_section"
@@ -137,6 +137,8 @@ def simulate_acquisition(
     for z, name in (faults or {}).items():
         if name not in FAULTS:
             raise UserError(f"simulate: section {z}: no fault {name!r}; there are {', '.join(FAULTS)}")
+    image_uri = absolute_uri(image_uri)
+    labels_uri = None if labels_uri is None else absolute_uri(labels_uri)
     source = open_volume(image_uri)
     if source.dtype != np.uint8:
         raise UserError(f"{image_uri}: expected an image of uint8, found {source.dtype}")

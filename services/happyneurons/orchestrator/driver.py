@@ -248,7 +248,8 @@ class RunDriver:
             self._follow_unbegun(name, job, report)
             return
         if job.phase is JobPhase.QUEUED:
-            self.record("job_started", name, f"attempt {number}", attempt=number)
+            began = self._began(job, number)
+            self.record("job_started", name, f"attempt {number}", attempt=number, began=began)
         end = attempt_end(self.store, job.key, number)
         if end is None:
             progress = attempt_progress(self.store, job.key, number)
@@ -269,6 +270,11 @@ class RunDriver:
     def _our_attempt(self, job: JobStatus) -> int | None:
         numbers = attempt_numbers(self.store, job.key)
         return numbers[-1] if numbers and numbers[-1] > job.submitted_after_attempt else None
+
+    def _began(self, job: JobStatus, number: int) -> float:
+        """When an attempt began. Another host's clock is believed between what we know by our own."""
+        begin = self.store.find_json(f"{attempt_folder(job.key, number)}/begin.json") or {}
+        return min(max(float(begin.get("time", now())), job.queue_time), now())
 
     def _follow_unbegun(self, name: str, job: JobStatus, report: ProcessReport) -> None:
         """No attempt has begun yet."""

@@ -109,9 +109,9 @@ class OrchestratorCollector(Collector):
         if event.type == "job_submitted":
             self._submitted[key] = event.time
         elif event.type == "job_started":
-            self._begun[key] = event.time
+            self._begun[key] = began = event.data["began"]
             if new and key in self._submitted:
-                self._queue.observe((job.stage, job.site), event.time - self._submitted[key])
+                self._queue.observe((job.stage, job.site), max(0.0, began - self._submitted[key]))
         elif event.type in ENDS:
             begun = self._begun.pop(key, None)
             if not new:

@@ -175,7 +175,9 @@ class _Reader:
         for name, value in self.variables.items():
             if value is None:
                 self.complain(("parameters", name), f"needs a value: give it with --set {name}=VALUE")
-        self.variables["here"] = self.base_uri.rstrip("/")
+        given = dict(self.variables)
+        self.variables = {"here": self.base_uri.rstrip("/")}
+        self.variables |= {name: self._substitute(value, ("parameters", name)) for name, value in given.items()}
 
     def _substitute(self, value: Any, path: tuple[str, ...]) -> Any:
         if isinstance(value, dict):

@@ -129,6 +129,14 @@ def parse_h5_uri(uri: str) -> tuple[str, str]:
     return str(path), parts.query
 
 
+def absolute_uri(uri: str) -> str:
+    """The URI of a volume, independent of the working folder."""
+    if uri.startswith("h5://"):
+        path, dataset = parse_h5_uri(uri)
+        return f"h5://{path}?{dataset}"
+    return normalize_uri(uri.removeprefix("precomputed://"))
+
+
 def open_volume(uri: str, mip: int = 0) -> PrecomputedVolume | Hdf5Volume:
     """Open a volume by URI: `h5://FILE?DATASET`, or a precomputed folder on any store."""
     if uri.startswith("h5://"):

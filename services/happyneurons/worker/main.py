@@ -76,7 +76,7 @@ def describe(name: str | None) -> None:
 @main.command()
 @click.option("--store", "store_uri", required=True, metavar="URI", help="Root of the store.")
 @click.option("--address", default="127.0.0.1:50051", show_default=True, help="host:port to listen on; port 0: any.")
-@click.option("--cores", type=int, help="Cores that jobs may use together [default: all].")
+@click.option("--cores", type=click.IntRange(min=1), help="Cores that jobs may use together [default: all].")
 @click.option("--memory-gb", type=float, help="Memory that jobs may use together [default: all].")
 @click.option("--port-file", type=click.Path(path_type=Path), help="Write the bound host:port here once it serves.")
 def serve(store_uri: str, address: str, cores: int | None, memory_gb: float | None, port_file: Path | None) -> None:
