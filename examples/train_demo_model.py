@@ -2,9 +2,9 @@
 
     python examples/train_demo_model.py --work /tmp/demo-model [--output services/happyneurons/models/demo_ffn]
 
-Makes ten training phantoms and one for validation, runs the stage ffn-train twice in this process
-(from scratch on five of them, then on from there on the other five) and copies the model to
---output. Killed and started again, it goes on from the last checkpoint.
+Makes phantoms for training and one for validation, runs the stage ffn-train on them in this process
+and copies the model to --output. Killed and started again, it goes on from the last checkpoint.
+--phases 2 trains on from there on five more phantoms.
 """
 
 from __future__ import annotations
@@ -95,12 +95,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", required=True, help="store (URI or folder) for phantoms, checkpoints and the job")
     parser.add_argument("--output", default="services/happyneurons/models/demo_ffn", help="folder for the model")
+    parser.add_argument("--phases", type=int, choices=range(1, len(PHASES) + 1), default=1, help="default: 1")
     parser.add_argument("--first", help="model to take as the first phase's result")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     store = Store(arguments.work)
     model = arguments.first
-    for phase in range(1 if model else 0, len(PHASES)):
+    for phase in range(1 if model else 0, arguments.phases):
         model = train(store, phase, model)
     source = load_artifact(model).store()
     output = Path(arguments.output)

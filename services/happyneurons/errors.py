@@ -80,7 +80,9 @@ class StoreAccessError(UserError):
 
 
 class NotFoundError(HappyError, KeyError):
-    """There is no such document."""
+    """There is no such document, run or job."""
+
+    exit_code = EXIT_USAGE
 
     def __str__(self) -> str:  # KeyError would print the repr
         return str(self.args[0]) if self.args else ""

@@ -121,7 +121,7 @@ def test_looking_at_a_store_needs_no_server(hpn, pipeline):
     assert watched.exit_code == 0
     assert json.loads(watched.stdout.splitlines()[-1])["type"] == "run_ended"
     missing = hpn("status", "20200101-000000-abcdef")
-    assert missing.exit_code == 1
+    assert missing.exit_code == 2
     assert missing.stderr.startswith("hpn: no run '20200101-000000-abcdef'")
 
 

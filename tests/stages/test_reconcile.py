@@ -20,10 +20,10 @@ from happyneurons.metrics.contingency import Contingency
 from happyneurons.metrics.segmentation import connected_objects, coverage, scores, truth_table
 from happyneurons.stages import load_stage
 from happyneurons.stages.reconcile.components import components, local_ids, numbers, segment_keys
-from happyneurons.store.pyramid import factors_xyz
 from happyneurons.stages.reconcile.overlaps import OverlapRules, compare
 from happyneurons.store.artifacts import Artifact, Bounds, Manifest, artifact_uri, load_artifact, manifest_path
 from happyneurons.store.documents import Store
+from happyneurons.store.pyramid import factors_xyz
 from happyneurons.store.volumes import open_volume
 from happyneurons.worker.context import JobContext
 from happyneurons.worker.local import run_stage
