@@ -115,14 +115,14 @@ def _print_runs(runs: Iterable[pipelines_pb2.Run]) -> None:
         submitted = f"{run.submit_time.ToDatetime():%Y-%m-%d %H:%M} UTC"
         table.add_row(run.id, escape(run.name), _coloured(state), submitted, took, escape(run.message))
     if table.row_count:
-        Console(highlight=False).print(table)
+        _console().print(table)
     else:
         click.echo("no runs yet")
 
 
 def _print_run(run: pipelines_pb2.Run) -> None:
     state = short(run, "state")
-    console = Console(highlight=False)
+    console = _console()
     console.print(
         f"{run.id}  {escape(run.name)}  {_coloured(state)}  {escape(run.message)}", soft_wrap=True
     )  # fmt: skip
@@ -156,8 +156,15 @@ def _coloured(state: str) -> str:
     return f"[{COLOURS[state]}]{state}[/]" if state in COLOURS else state
 
 
+def _console() -> Console:
+    """Standard output; in a pipe, lines are as long as they are."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=10_000)
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in ("run", "state", "took"))
+        # The last column, messages and figures, has no name; it alone may take more lines.
+        table.add_column(column, overflow="fold", no_wrap=bool(column))
     return table

@@ -160,7 +160,7 @@ class RunStatus:
 
     def _on_job_started(self, event: Event) -> None:
         job = self.jobs[event.subject]
-        job.phase, job.start_time = JobPhase.RUNNING, job.start_time or event.data["began"]
+        job.phase, job.start_time = JobPhase.RUNNING, job.start_time or event.data.get("began", event.time)
         job.attempt = event.data["attempt"]
 
     def _on_job_interrupted(self, event: Event) -> None:
