@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from happyneurons.orchestrator.metrics import MetricsServer, OrchestratorCollect
 from happyneurons.orchestrator.orchestrator import Orchestrator
 from happyneurons.orchestrator.service import PipelineServicer
 from happyneurons.orchestrator.sites import SiteConfig, load_sites, make_executor
-from happyneurons.rpc.server import RpcServer, Service
+from happyneurons.rpc.server import RpcServer, Service, write_port_file
 from happyneurons.store.documents import Store
 from happyneurons.v1 import pipeline_service_pb2, pipeline_service_pb2_grpc
 
@@ -134,13 +133,3 @@ def serve_orchestrator(
         say(f"orchestrator of {server.orchestrator.store.uri} at {server.address}{metrics}")
         stop.wait()
         say("stopping; running jobs go on, and the next orchestrator takes them up")
-
-
-def write_port_file(path: Path, address: str) -> None:
-    """Write an address so that readers see all of it or nothing."""
-    new = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        new.write_text(f"{address}\n")
-        new.replace(path)
-    except OSError as error:
-        raise UserError(f"port file {path}: {error.strerror}") from None

@@ -7,11 +7,13 @@ with the status for them and counts every call.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -94,6 +96,16 @@ class RpcServer:
     def wait(self) -> None:
         """Until the server has stopped."""
         self._server.wait_for_termination()
+
+
+def write_port_file(path: Path, address: str) -> None:
+    """Write an address so that readers see all of it or nothing. Raises UserError."""
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        new.write_text(f"{address}\n")
+        new.replace(path)
+    except OSError as error:
+        raise UserError(f"port file {path}: {error.strerror}") from None
 
 
 class CallMetrics:

@@ -26,7 +26,7 @@ from happyneurons.jobs.spec import JobSpec, Resources, make_spec
 from happyneurons.jobs.stage import Stage
 from happyneurons.rpc.convert import from_struct, resources_from_message, stage_message
 from happyneurons.rpc.logs import tail_log
-from happyneurons.rpc.server import RpcServer, Service
+from happyneurons.rpc.server import RpcServer, Service, write_port_file
 from happyneurons.stages import load_stage, stage_names
 from happyneurons.store.documents import Store
 from happyneurons.v1 import jobs_pb2, stage_service_pb2_grpc
@@ -241,17 +241,7 @@ def serve_stage(
     store = Store(store_uri)
     with StageServer(store, address, cores=cores, memory_gb=memory_gb) as server:
         if port_file is not None:
-            _write_port_file(port_file, server.address)
+            write_port_file(port_file, server.address)
         say(f"stages of this image at {server.address}, store {store.uri}")
         stop.wait()
         say("stopping; attempts at work go on")
-
-
-def _write_port_file(path: Path, address: str) -> None:
-    """Write an address so that readers see all of it or nothing."""
-    new = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        new.write_text(f"{address}\n")
-        new.replace(path)
-    except OSError as error:
-        raise UserError(f"port file {path}: {error.strerror}") from None

@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from happyneurons.jobs.objects import Count, block_grid, bounds, input_volume
 from happyneurons.jobs.stage import Context, InputSpec, Output, OutputSpec, Round, Stage, StageParams, StageResult
-from happyneurons.stages.mesh.rounds import MESH, Count, Forge, Merge, Tidy, block_grid, voxel_size_nm_xyz
-from happyneurons.store.artifacts import Bounds
+from happyneurons.stages.mesh.rounds import LAYER, MESH, Forge, Merge, Tidy
 
 
 class MeshParams(StageParams):
@@ -53,10 +53,9 @@ class Mesh(Stage[MeshParams]):
         block_grid(context)
 
     def rounds(self, context: Context[MeshParams]) -> Sequence[Round]:
-        return [Count(), Forge(), Merge(), Tidy()]
+        return [Count(LAYER), Forge(LAYER), Merge(LAYER), Tidy(LAYER)]
 
     def finish(self, context: Context[MeshParams]) -> StageResult:
-        grid = block_grid(context)
         merged = [data for _, data in context.results(Merge.name)]
         largest = next((list(data["largest"]) for _, data in context.results(Tidy.name)), [])
         meshes = sum(int(data["meshes"]) for data in merged)
@@ -64,8 +63,8 @@ class Mesh(Stage[MeshParams]):
         size = sum(int(data["bytes"]) for data in merged)
         output = Output(
             "mesh_layer",
-            voxel_size_nm_xyz=voxel_size_nm_xyz(context),
-            bounds=Bounds(minimum_xyz=_xyz(grid.low_zyx), maximum_xyz=_xyz(grid.high_zyx)),
+            voxel_size_nm_xyz=input_volume(context).voxel_size_nm_xyz,
+            bounds=bounds(context),
             properties={
                 "count": meshes,
                 "triangles": triangles,
@@ -79,8 +78,3 @@ class Mesh(Stage[MeshParams]):
             outputs={MESH: output},
             metrics={"meshes": meshes, "triangles": triangles, "mesh_bytes": size},
         )
-
-
-def _xyz(zyx: tuple[int, int, int]) -> tuple[int, int, int]:
-    z, y, x = zyx
-    return (x, y, z)

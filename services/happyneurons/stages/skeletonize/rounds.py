@@ -1,9 +1,7 @@
-"""The rounds of skeletonization; their shape is that of meshing.
+"""The rounds of skeletonization; between them, those of happyneurons.jobs.objects: count first, tidy last.
 
-count  voxels of each label in a block, in `_counts/{block}.npz`
 trace  a block → pieces of skeletons, in `_work/{block}.npz|bin`
 merge  some objects: their pieces joined, loops and short side branches removed, written
-tidy   list of skeletons with their lengths; pieces deleted
 """
 
 from __future__ import annotations
@@ -13,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from happyneurons.imaging.blocks import Block, BlockGrid, count_voxels, without
-from happyneurons.jobs.stage import Context, Round, Task, TaskResult
-from happyneurons.store.fragments import FragmentIndex, label_groups, write_fragments
-from happyneurons.store.volumes import Hdf5Volume, PrecomputedVolume, open_volume
+from happyneurons.imaging.blocks import without
+from happyneurons.jobs import objects
+from happyneurons.jobs.objects import BlockRound, LayerRound, ObjectLayer, block_grid, input_volume, task_block
+from happyneurons.jobs.stage import Context, Task, TaskResult
+from happyneurons.store.fragments import FragmentIndex, write_fragments
 
 if TYPE_CHECKING:
     from happyneurons.stages.skeletonize.stage import SkeletonizeParams
 
 SKELETONS = "skeletons"
-COUNTS, WORK, LENGTHS = "_counts", "_work", "_lengths"
+LAYER = ObjectLayer(SKELETONS, pieces_round="trace")
+LENGTHS = "_lengths"
 PIECES_BYTES = 128 << 20
-LISTED_SEGMENTS = 100_000  # in Neuroglancer's list of segments, the longest first
 INFO = {
     "@type": "neuroglancer_skeletons",
     "transform": [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0],
@@ -33,67 +32,21 @@ INFO = {
 }
 
 
-def block_grid(context: Context[Any]) -> BlockGrid:
-    volume = _volume(context)
-    return BlockGrid.of(volume.start_zyx, volume.stop_zyx, context.params.block_size_xyz)
-
-
-def voxel_size_nm_xyz(context: Context[Any]) -> tuple[float, float, float]:
-    return _volume(context).voxel_size_nm_xyz
-
-
-def _volume(context: Context[Any]) -> PrecomputedVolume | Hdf5Volume:
-    volume: PrecomputedVolume | Hdf5Volume = context.once(
-        "volume", lambda: open_volume(context.input("segmentation").data_uri, context.params.mip)
-    )
-    return volume
-
-
-def _block_tasks(context: Context[Any]) -> Iterable[Task]:
-    for block in block_grid(context):
-        payload = {"start_zyx": list(block.start_zyx), "stop_zyx": list(block.stop_zyx)}
-        yield Task(key=block.key, payload=payload, cost=block.voxels / 1e6)
-
-
-def _block(task: Task) -> Block:
-    return Block(tuple(task.payload["start_zyx"]), tuple(task.payload["stop_zyx"]))
-
-
-class Count(Round):
+class Trace(BlockRound):
     """Task: one block."""
 
-    name = "count"
-
-    def plan(self, context: Context[Any]) -> Iterable[Task]:
-        return _block_tasks(context)
-
-    def run(self, task: Task, context: Context[Any]) -> TaskResult:
-        block = _block(task)
-        counts = count_voxels(_volume(context).read(block.start_zyx, block.stop_zyx))
-        columns = {label: {"voxels": n} for label, n in counts.items()}
-        write_fragments(context.output_store(SKELETONS), COUNTS, task.key, {}, columns)
-        return TaskResult(data={"labels": len(counts)}, voxels=block.voxels)
-
-
-class Trace(Round):
-    """Task: one block."""
-
-    name = "trace"
-
-    def plan(self, context: Context[Any]) -> Iterable[Task]:
-        return _block_tasks(context)
+    name = LAYER.pieces_round
 
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
         from happyneurons.stages.skeletonize.trace import OVERLAP_VX, block_skeletons
 
         params: SkeletonizeParams = context.params
-        volume, grid, block = _volume(context), block_grid(context), _block(task)
+        volume, grid, block = input_volume(context), block_grid(context), task_block(task)
         labels = volume.read(block.start_zyx, grid.beyond(block, OVERLAP_VX)).astype(np.uint64, copy=False)
-        counted, voxels = _counts(context)
         z, y, x = np.subtract(block.stop_zyx, block.start_zyx)
         # What lies in the overlap alone belongs to the next block; here it would be a flat scrap.
         foreign = np.setdiff1d(labels, labels[:z, :y, :x])
-        dust = np.intersect1d(labels, counted[voxels < params.dust_threshold_voxels])
+        dust = LAYER.dust(context, labels)
         teasar = {
             "scale": params.scale,
             "const": params.const_nm,
@@ -106,52 +59,27 @@ class Trace(Round):
         }
         kept = without(labels, np.union1d(foreign, dust))
         pieces = block_skeletons(kept, block.start_zyx, volume.voxel_size_nm_xyz, teasar)
-        written = write_fragments(context.output_store(SKELETONS), WORK, task.key, pieces, {})
+        written = LAYER.write_pieces(context, task, pieces)
         return TaskResult(data={"labels": len(pieces)}, voxels=block.voxels, bytes=written)
 
 
-def _counts(context: Context[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(labels ascending, their voxels in the whole volume)."""
-
-    def load() -> tuple[np.ndarray, np.ndarray]:
-        blocks = (key for key, _ in context.results(Count.name))
-        return FragmentIndex.load(context.output_store(SKELETONS), COUNTS, blocks, ["voxels"]).totals("voxels")
-
-    counts: tuple[np.ndarray, np.ndarray] = context.once("counts", load)
-    return counts
-
-
-def _index(context: Context[Any]) -> FragmentIndex:
-    def load() -> FragmentIndex:
-        blocks = (key for key, _ in context.results(Trace.name))
-        return FragmentIndex.load(context.output_store(SKELETONS), WORK, blocks)
-
-    index: FragmentIndex = context.once("index", load)
-    return index
-
-
-class Merge(Round):
+class Merge(LayerRound):
     """Task: a run of labels."""
 
-    name = "merge"
+    name = objects.MERGE
 
     def prepare(self, context: Context[Any]) -> None:
         context.output_store(SKELETONS).put_json("info", INFO)
 
     def plan(self, context: Context[Any]) -> Iterable[Task]:
-        labels, size = _index(context).totals("length")
-        for first, last in label_groups(labels, size, context.params.objects_per_task, PIECES_BYTES):
-            cost = float(size[(labels >= np.uint64(first)) & (labels <= np.uint64(last))].sum()) / 1e6
-            yield Task(key=f"{first}-{last}", payload={"first": first, "last": last}, cost=cost)
+        return LAYER.group_tasks(context, PIECES_BYTES)
 
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
         from happyneurons.stages.skeletonize.trace import join, swc
 
         params: SkeletonizeParams = context.params
-        store, index = context.output_store(SKELETONS), _index(context)
-        labels = index.totals("length")[0]
-        chosen = labels[(labels >= np.uint64(task.payload["first"])) & (labels <= np.uint64(task.payload["last"]))]
-        pieces = index.read(store, WORK, chosen)
+        store = context.output_store(SKELETONS)
+        pieces = LAYER.read_pieces(context, LAYER.group_labels(context, task))
         lengths: dict[int, dict[str, int]] = {}
         branches, written = 0, 0
         for label in sorted(pieces):
@@ -174,32 +102,19 @@ class Merge(Round):
         )
 
 
-class Tidy(Round):
-    """Task: the whole layer; small work."""
+class Tidy(objects.Tidy):
+    """Lists the objects by the length of their skeletons."""
 
-    name = "tidy"
+    def sizes(self, context: Context[Any]) -> tuple[np.ndarray, np.ndarray]:
+        groups = (key for key, _ in context.results(Merge.name))
+        index = FragmentIndex.load(context.output_store(SKELETONS), LENGTHS, groups, ["length_nm"])
+        return index.totals("length_nm")
 
-    def plan(self, context: Context[Any]) -> Iterable[Task]:
-        yield Task(key="layer")
-
-    def run(self, task: Task, context: Context[Any]) -> TaskResult:
-        store = context.output_store(SKELETONS)
-        groups = [key for key, _ in context.results(Merge.name)]
-        labels, lengths = FragmentIndex.load(store, LENGTHS, groups, ["length_nm"]).totals("length_nm")
-        order = np.lexsort((labels, -lengths))[:LISTED_SEGMENTS]
-        store.put_json("segment_properties/info", _segment_properties(labels[order], lengths[order]))
-        # Only when nothing is left that a later attempt would need them for.
-        if not context.quarantined(Merge.name):
-            for block in _index(context).blocks:
-                store.delete(f"{WORK}/{block}.bin")
-        return TaskResult(data={"largest": [int(v) for v in labels[order][:50]]})
-
-
-def _segment_properties(labels: np.ndarray, lengths_nm: np.ndarray) -> dict[str, Any]:
-    """Neuroglancer's list of segments; google/neuroglancer, segment_properties.md."""
-    values = [round(float(v) / 1000, 3) for v in lengths_nm]
-    length = {"id": "path_um", "type": "number", "data_type": "float32", "description": "path in µm", "values": values}
-    return {
-        "@type": "neuroglancer_segment_properties",
-        "inline": {"ids": [str(int(label)) for label in labels], "properties": [length]},
-    }
+    def listed_property(self, sizes: np.ndarray) -> dict[str, Any]:
+        return {
+            "id": "path_um",
+            "type": "number",
+            "data_type": "float32",
+            "description": "path in µm",
+            "values": [round(float(v) / 1000, 3) for v in sizes],
+        }

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from happyneurons.jobs.objects import Count, block_grid, bounds, input_volume
 from happyneurons.jobs.stage import Context, InputSpec, Output, OutputSpec, Round, Stage, StageParams, StageResult
-from happyneurons.stages.skeletonize.rounds import SKELETONS, Count, Merge, Tidy, Trace, block_grid, voxel_size_nm_xyz
-from happyneurons.store.artifacts import Bounds
+from happyneurons.stages.skeletonize.rounds import LAYER, SKELETONS, Merge, Tidy, Trace
 
 
 class SkeletonizeParams(StageParams):
@@ -52,19 +52,17 @@ class Skeletonize(Stage[SkeletonizeParams]):
         block_grid(context)
 
     def rounds(self, context: Context[SkeletonizeParams]) -> Sequence[Round]:
-        return [Count(), Trace(), Merge(), Tidy()]
+        return [Count(LAYER), Trace(LAYER), Merge(LAYER), Tidy(LAYER)]
 
     def finish(self, context: Context[SkeletonizeParams]) -> StageResult:
-        grid = block_grid(context)
         merged = [data for _, data in context.results(Merge.name)]
         largest = next((list(data["largest"]) for _, data in context.results(Tidy.name)), [])
         count = sum(int(data["skeletons"]) for data in merged)
         path_um = round(sum(float(data["path_um"]) for data in merged), 3)
-        (z0, y0, x0), (z1, y1, x1) = grid.low_zyx, grid.high_zyx
         output = Output(
             "skeleton_layer",
-            voxel_size_nm_xyz=voxel_size_nm_xyz(context),
-            bounds=Bounds(minimum_xyz=(x0, y0, z0), maximum_xyz=(x1, y1, z1)),
+            voxel_size_nm_xyz=input_volume(context).voxel_size_nm_xyz,
+            bounds=bounds(context),
             properties={
                 "count": count,
                 "path_um": path_um,
