@@ -21,14 +21,6 @@ jobs:
 """
 
 
-@pytest.fixture
-def control(tmp_path: Path) -> Path:
-    """Folder through which sandbox tasks are told what to do."""
-    folder = tmp_path / "control"
-    folder.mkdir()
-    return folder
-
-
 @pytest.fixture(autouse=True)
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The store that commands find without being told."""

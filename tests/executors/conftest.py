@@ -52,15 +52,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture
-def control(tmp_path: Path) -> Iterator[Path]:
-    """Folder through which sandbox tasks are told what to do. No task waits longer than its test."""
-    folder = tmp_path / "control"
-    folder.mkdir()
-    yield folder
-    (folder / "release").touch()
-
-
-@pytest.fixture
 def new_job(store: Store, control: Path) -> Callable[..., str]:
     """Register a sandbox job; returns its key."""
 

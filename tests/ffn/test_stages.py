@@ -47,11 +47,6 @@ def put(store: Store, name: str, array: np.ndarray, layer: Any, voxel_size: floa
     return uri
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
-
-
 def boxes(artifact: Artifact) -> dict[str, np.ndarray]:
     """Segmentation of each subvolume, found by the grid alone, as reconcile does it."""
     assert artifact.bounds is not None

@@ -12,19 +12,6 @@ from happyneurons.store.documents import Store
 
 
 @pytest.fixture
-def control(tmp_path: Path) -> Path:
-    """Folder through which sandbox tasks are told what to do."""
-    folder = tmp_path / "control"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
-
-
-@pytest.fixture
 def orchestrator(store: Store) -> Iterator[Orchestrator]:
     found = Orchestrator(store, {"local": LocalExecutor(cores=4)})
     found.start()

@@ -32,11 +32,6 @@ Z0 = 5
 Warps = list[GridWarp]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
-
-
 @pytest.fixture(scope="module")
 def tissue(shared_data: Path) -> np.ndarray:
     """Undisturbed FIB-SEM, 10 nm: 20 sections and 25 px around what the sections show."""

@@ -53,11 +53,6 @@ def report_of(manifest: Manifest) -> Any:
     return Store(manifest.outputs["report"].data_uri).get_json("report.json")
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
-
-
 @pytest.fixture(scope="module")
 def labels(shared_data: Path) -> np.ndarray:
     with h5py.File(shared_data / "fib25/labels_z000-128.h5") as file:

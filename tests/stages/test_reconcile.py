@@ -73,11 +73,6 @@ def same_partition(a: np.ndarray, b: np.ndarray) -> bool:
     return len(np.unique(pairs[0])) == pairs.shape[1] == len(np.unique(pairs[1]))
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
-
-
 @pytest.fixture(scope="module")
 def truth(shared_data: Path) -> np.ndarray:
     with h5py.File(shared_data / "fib25/labels_z000-128.h5") as file:

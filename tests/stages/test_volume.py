@@ -20,11 +20,6 @@ SHAPE = (21, 150, 203)
 GAPS = {0: "missing", 5: "blank", 12: "failed", 13: "failed", 14: "missing"}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
-
-
 @pytest.fixture(scope="module")
 def voxels() -> np.ndarray:
     z, y, x = np.indices(SHAPE)

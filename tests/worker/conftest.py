@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,19 +13,6 @@ from happyneurons.jobs.spec import Resources, job_uri, make_spec, save_spec
 from happyneurons.stages import load_stage
 from happyneurons.store.documents import Store
 from happyneurons.worker.launch import Launch, stage_command
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"))
-
-
-@pytest.fixture
-def control(tmp_path: Path) -> Path:
-    """Folder through which sandbox tasks are told what to do."""
-    folder = tmp_path / "control"
-    folder.mkdir()
-    return folder
 
 
 @pytest.fixture

@@ -72,14 +72,6 @@ class Client:
 
 
 @pytest.fixture
-def control(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "control"
-    folder.mkdir()
-    yield folder
-    (folder / "release").touch()  # no task waits longer than its test
-
-
-@pytest.fixture
 def serve(store: Store) -> Iterator[Callable[[], Client]]:
     """Start a server on the store, as often as wanted; the one before is stopped."""
     running: list[tuple[StageServer, Client]] = []
