@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from happyneurons.errors import EXIT_USAGE, HappyError, UserError
 from happyneurons.executors.base import Executor, ProcessReport, ProcessState, Submission
 from happyneurons.jobs.attempts import (
-    LEASE_S,
     EndState,
     attempt_end,
     attempt_folder,
@@ -29,6 +26,7 @@ from happyneurons.jobs.attempts import (
     settle,
     supersede,
 )
+from happyneurons.jobs.liveness import Liveness, last_line, printed
 from happyneurons.jobs.spec import JobSpec, job_uri, make_spec, save_spec
 from happyneurons.orchestrator.conditions import evaluate, metric_names
 from happyneurons.orchestrator.pipeline import PipelineJob, reference
@@ -43,7 +41,7 @@ from happyneurons.orchestrator.state import (
     RunStatus,
 )
 from happyneurons.stages import load_stage
-from happyneurons.store.artifacts import Manifest
+from happyneurons.store.artifacts import Manifest, artifact_uri
 from happyneurons.store.documents import Store
 
 log = logging.getLogger("happyneurons.orchestrator")
@@ -69,7 +67,7 @@ class RunDriver:
         self.changed = threading.Condition(threading.RLock())
         self.events: list[Event] = []
         self.progress: dict[str, dict[str, Any]] = {}
-        self._heartbeats: dict[str, tuple[int, float]] = {}
+        self._liveness = Liveness(store)
         self._not_before: dict[str, float] = {}
 
     # --- events ------------------------------------------------------------------------------
@@ -256,7 +254,7 @@ class RunDriver:
             self._take_progress(name, progress)
             if self.status.cancel_requested:
                 request_cancel(self.store, job.key, number, self.status.message)
-            dead = self._death(name, job, number, report, progress)
+            dead = self._death(job, number, report, progress)
             if dead is None:
                 return
             end = supersede(self.store, job.key, number, self.owner, dead)
@@ -287,44 +285,23 @@ class RunDriver:
             if manifest is not None:
                 self._succeed(name, manifest, reused=True)
             elif report.exit_code == EXIT_USAGE:
-                self.record("job_failed", name, self._output(job, 0) or report.detail, kind="user")
+                self.record("job_failed", name, printed(self.store, job.key, 0) or report.detail, kind="user")
             else:
                 what = f"its processes ended before it began (exit code {report.exit_code})"
-                self._interrupt(name, job, "error", f"{what}: {self._output(job, 0) or report.detail}")
-        elif report.state is ProcessState.UNKNOWN and not self._beating(name, job, -1):
+                self._interrupt(name, job, "error", f"{what}: {printed(self.store, job.key, 0) or report.detail}")
+        elif report.state is ProcessState.UNKNOWN and not self._liveness.changing(
+            name, (job.handle, job.submitted_after_attempt)
+        ):
             # Forgotten by a restarted executor, perhaps before it started: submitting again is safe,
             # since of two attempts only one can publish.
             self._interrupt(name, job, "superseded", "the executor does not know it any more")
 
-    def _death(
-        self, name: str, job: JobStatus, number: int, report: ProcessReport, progress: dict[str, Any] | None
-    ) -> str | None:
+    def _death(self, job: JobStatus, number: int, report: ProcessReport, progress: dict[str, Any] | None) -> str | None:
         """Why an open attempt must be dead, or None if it lives as far as we can tell."""
         if report.state is ProcessState.EXITED:
-            tail = self._output(job, number).strip().splitlines()
-            return f"its processes died (exit code {report.exit_code}){': ' + tail[-1] if tail else ''}"
-        if report.state is not ProcessState.UNKNOWN:
-            return None
-        begin = self.store.find_json(f"{attempt_folder(job.key, number)}/begin.json") or {}
-        if begin.get("host") == socket.gethostname() and not Path(f"/proc/{begin['pid']}").exists():
-            return "its processes are gone"
-        if not self._beating(name, job, -1 if progress is None else int(progress["sequence"])):
-            return f"no heartbeat for {LEASE_S:.0f} s"
-        return None
-
-    def _beating(self, name: str, job: JobStatus, sequence: int) -> bool:
-        """Whether a heartbeat moved within the lease, by our own clock."""
-        mark = f"{name}/{job.handle}/{job.submitted_after_attempt}"
-        before = self._heartbeats.get(mark)
-        if before is None or before[0] != sequence:
-            self._heartbeats[mark] = (sequence, time.monotonic())
-            return True
-        return time.monotonic() - before[1] < LEASE_S
-
-    def _output(self, job: JobStatus, number: int) -> str:
-        """Tail of what the processes printed, where the executor kept it."""
-        path = f"{attempt_folder(job.key, number)}/output.txt"
-        return self.store.get(path).decode(errors="replace").strip() if self.store.exists(path) else ""
+            output = last_line(printed(self.store, job.key, number))
+            return f"its processes died (exit code {report.exit_code}){': ' + output if output else ''}"
+        return self._liveness.death(job.key, number, progress) if report.state is ProcessState.UNKNOWN else None
 
     def _ended(self, name: str, job: JobStatus, end: dict[str, Any]) -> None:
         state, message = EndState(end["state"]), end["message"]
@@ -353,9 +330,7 @@ class RunDriver:
         self.record("job_interrupted", name, message, state=state)
 
     def _succeed(self, name: str, manifest: Manifest, reused: bool) -> None:
-        uris = {
-            output: self.store.url(f"jobs/{manifest.job_key}/manifest.json#{output}") for output in manifest.outputs
-        }
+        uris = {output: artifact_uri(self.store, manifest.job_key, output) for output in manifest.outputs}
         self.record(
             "job_succeeded", name, "reused" if reused else "", key=manifest.job_key, reused=reused,
             metrics=manifest.metrics, outputs=uris,

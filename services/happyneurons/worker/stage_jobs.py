@@ -16,21 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from happyneurons.errors import EXIT_USAGE, HappyError, PreconditionError, SupersededError
 from happyneurons.jobs.attempts import (
-    LEASE_S,
     Attempt,
     EndState,
     attempt_end,
-    attempt_folder,
     attempt_numbers,
     owner_id,
     request_cancel,
     settle,
     supersede,
 )
+from happyneurons.jobs.liveness import Liveness, last_line, printed, processes_gone
 from happyneurons.jobs.spec import JobSpec, Resources, job_uri, save_spec
 from happyneurons.store.documents import Store
 from happyneurons.v1 import jobs_pb2
@@ -62,7 +59,7 @@ class StageJobs:
         self._owner = owner_id()
         self._here: dict[str, Submitted] = {}
         self._lock = threading.RLock()
-        self._heartbeats: dict[str, tuple[int, int, float]] = {}
+        self._liveness = Liveness(store)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="reaper", daemon=True)
 
@@ -87,7 +84,7 @@ class StageJobs:
                 queued = self.pool.explain(submitted.token) if state == "waiting" else STARTING
         view = view_job(self.store, key, queued, self._thought_dead)
         if view.final:
-            self._heartbeats.pop(key, None)
+            self._liveness.forget(key)
         return view
 
     def submit(self, spec: JobSpec, resources: Resources, retry_quarantined: bool = False) -> JobView:
@@ -189,12 +186,12 @@ class StageJobs:
         number = numbers[-1] if numbers else 0
         if number > submitted.after_attempt:
             # An open attempt may be another server's that was faster than ours; that one is left alone.
-            if attempt_end(self.store, key, number) is None and self._processes_gone(key, number):
+            if attempt_end(self.store, key, number) is None and processes_gone(self.store, key, number):
                 self._close(key, number, submitted, code)
         elif submitted.cancel_reason:
             self._write_ended(key, "cancelled", submitted.cancel_reason)
         elif settle(self.store, key) is None:
-            output = self._output_line(key, number)
+            output = last_line(printed(self.store, key, number))
             if code == EXIT_USAGE:
                 self._write_ended(key, "failed", output.removeprefix("hpn-stage: "), "user")
             else:
@@ -202,7 +199,7 @@ class StageJobs:
                 self._write_ended(key, "failed", f"{what}: {output}" if output else what, "infrastructure")
 
     def _close(self, key: str, number: int, submitted: Submitted, code: int | None) -> None:
-        output = self._output_line(key, number)
+        output = last_line(printed(self.store, key, number))
         died = f"its processes died (exit code {code})" + (f": {output}" if output else "")
         if not submitted.cancel_reason:
             supersede(self.store, key, number, self._owner, died)
@@ -218,36 +215,12 @@ class StageJobs:
             ended = {"state": state, "message": message, "kind": kind, "time": time.time()}
             self.store.put_json(submission_path(key), {**document, "ended": ended})
 
-    def _output_line(self, key: str, number: int) -> str:
-        """Last line of what the processes printed."""
-        path = f"{attempt_folder(key, number)}/output.txt"
-        if not self.store.exists(path):
-            return ""
-        lines = self.store.get(path).decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else ""
-
     # --- life and death --------------------------------------------------------------------------
 
     def _thought_dead(self, key: str, number: int, progress: Mapping[str, Any] | None) -> str | None:
         """Why an open attempt must be dead, or None: the clock that counts is our own."""
-        if self._processes_gone(key, number):
-            with self._lock:
-                if key in self._here:
-                    return None  # the reaper is about to write down how they ended
-            return "its processes are gone"
-        sequence = -1 if progress is None else int(progress["sequence"])
-        before = self._heartbeats.get(key)
-        if before is None or before[:2] != (number, sequence):
-            self._heartbeats[key] = (number, sequence, time.monotonic())
-            return None
-        return f"no heartbeat for {LEASE_S:.0f} s" if time.monotonic() - before[2] > LEASE_S else None
-
-    def _processes_gone(self, key: str, number: int) -> bool:
-        """Whether rank 0 of an attempt ran on this host and is no more."""
-        begin = self.store.find_json(f"{attempt_folder(key, number)}/begin.json") or {}
-        if begin.get("host") != self._owner.split(":")[0]:
-            return False
-        try:
-            return bool(psutil.Process(begin["pid"]).status() == psutil.STATUS_ZOMBIE)
-        except psutil.NoSuchProcess:
-            return True
+        why = self._liveness.death(key, number, progress)
+        with self._lock:
+            if why is not None and key in self._here and processes_gone(self.store, key, number):
+                return None  # the reaper is about to write down how they ended
+        return why
