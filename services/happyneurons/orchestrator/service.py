@@ -5,7 +5,6 @@ AcquisitionService (sections that arrive while a run is open) is not served yet:
 
 from __future__ import annotations
 
-import logging
 import re
 import threading
 from collections import Counter
@@ -25,11 +24,9 @@ from happyneurons.orchestrator.runlog import LogConflictError
 from happyneurons.orchestrator.state import RUN_FINAL, GatePhase, JobPhase, RunPhase, RunStatus
 from happyneurons.rpc.convert import stage_message
 from happyneurons.rpc.logs import tail_log
-from happyneurons.stages import load_stage, stage_names
+from happyneurons.stages import load_stage, loadable_stages
 from happyneurons.v1 import pipeline_service_pb2 as pb
 from happyneurons.v1 import pipeline_service_pb2_grpc, pipelines_pb2
-
-log = logging.getLogger("happyneurons.orchestrator")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
 PAGE_SIZE, LARGEST_PAGE = 50, 500
@@ -176,13 +173,7 @@ class PipelineServicer(pipeline_service_pb2_grpc.PipelineServiceServicer):
             raise UnavailableError("the orchestrator is stopping; go on from the last resume_token")
 
     def ListStages(self, request: pb.ListStagesRequest, context: grpc.ServicerContext) -> pb.ListStagesResponse:
-        response = pb.ListStagesResponse()
-        for name in stage_names():
-            try:
-                response.stages.append(stage_message(load_stage(name)))
-            except Exception:  # a broken plug-in must not hide the others
-                log.exception("stage %s cannot be loaded", name)
-        return response
+        return pb.ListStagesResponse(stages=[stage_message(stage) for stage in loadable_stages()])
 
     def DescribeStage(
         self, request: pb.DescribeStageRequest, context: grpc.ServicerContext

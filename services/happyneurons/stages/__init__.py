@@ -6,13 +6,17 @@ Other packages add stages by the entry point group `happyneurons.stages` (name =
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from happyneurons.errors import UserError
 from happyneurons.jobs.stage import Stage
+
+log = logging.getLogger("happyneurons.stages")
 
 
 @cache
@@ -43,3 +47,12 @@ def load_stage(name: str) -> type[Stage[Any]]:
     if len(found) != 1 or found[0].name != name:
         raise TypeError(f"{module.__name__} must define exactly one Stage, named {name!r}")
     return found[0]
+
+
+def loadable_stages() -> Iterator[type[Stage[Any]]]:
+    """Classes of all stages, sorted by name; one that cannot be loaded is logged and left out."""
+    for name in stage_names():
+        try:
+            yield load_stage(name)
+        except Exception:  # a broken plug-in must not hide the others
+            log.exception("stage %s cannot be loaded", name)

@@ -7,7 +7,6 @@ become statuses in happyneurons.rpc.server.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
 import signal
@@ -27,14 +26,12 @@ from happyneurons.jobs.stage import Stage
 from happyneurons.rpc.convert import from_struct, resources_from_message, stage_message
 from happyneurons.rpc.logs import tail_log
 from happyneurons.rpc.server import RpcServer, Service, write_port_file
-from happyneurons.stages import load_stage, stage_names
+from happyneurons.stages import load_stage, loadable_stages
 from happyneurons.store.documents import Store
 from happyneurons.v1 import jobs_pb2, stage_service_pb2_grpc
 from happyneurons.v1 import stage_service_pb2 as pb
 from happyneurons.worker.job_view import JobView, find_spec
 from happyneurons.worker.stage_jobs import CANCELLED, StageJobs
-
-log = logging.getLogger("happyneurons.worker.server")
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["StageService"].full_name
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
@@ -60,11 +57,7 @@ class StageServicer(stage_service_pb2_grpc.StageServiceServicer):
         if request.stage:
             response.stages.append(stage_message(_stage(request.stage)))
             return response
-        for name in stage_names():
-            try:
-                response.stages.append(stage_message(load_stage(name)))
-            except Exception:  # a broken plug-in must not hide the others
-                log.exception("stage %s cannot be loaded", name)
+        response.stages.extend(stage_message(stage) for stage in loadable_stages())
         return response
 
     def SubmitJob(self, request: pb.SubmitJobRequest, context: grpc.ServicerContext) -> pb.SubmitJobResponse:
