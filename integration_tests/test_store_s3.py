@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +32,20 @@ def test_documents(s3_store: Store) -> None:
     assert not s3_store.exists("jobs/k/spec.json")
     with pytest.raises(NotFoundError):
         s3_store.get("jobs/k/spec.json")
+
+
+def test_files_travel_in_pieces(s3_store: Store, tmp_path: Path) -> None:
+    data = np.random.default_rng(0).bytes((20 << 20) + 7)  # several parts of an upload, several ranges
+    (tmp_path / "tile.tif").write_bytes(data)
+    s3_store.put_file("raw/tile.tif", tmp_path / "tile.tif")
+    pieces = list(s3_store.pieces("raw/tile.tif"))
+    assert len(pieces) > 1
+    assert b"".join(pieces) == data
+    (tmp_path / "tile.tif").write_bytes(b"")
+    s3_store.put_file("raw/tile.tif", tmp_path / "tile.tif")
+    assert b"".join(s3_store.pieces("raw/tile.tif")) == b""
+    with pytest.raises(NotFoundError):
+        list(s3_store.pieces("raw/other.tif"))
 
 
 def test_listing_is_paged(s3_store: Store) -> None:

@@ -98,3 +98,14 @@ def test_volumes_read_like_arrays(tmp_path):
     assert volume[1, 2, 3] == values[1, 2, 3]
     with pytest.raises(UserError, match="is not inside"):
         volume[0:9]
+
+
+def test_an_open_pipeline_is_built_as_it_is_written():
+    p = hpn.Pipeline("open")
+    p.acquisition(batch=3, wait_s=20)
+    tiles = p.ingest(each="batch", source="${batch}", missing="mark")
+    p.stack(stacks=p.montage(each="batch", tiles=tiles.tiles).stack)
+    parsed = parse_pipeline(p.to_yaml())
+    assert parsed.acquisition is not None
+    assert (parsed.acquisition.batch, parsed.acquisition.wait_s) == (3, 20.0)
+    assert (list(parsed.templates), list(parsed.jobs)) == (["ingest", "montage"], ["stack"])

@@ -8,12 +8,14 @@ import signal
 import pytest
 
 from happyneurons.errors import JobFailedError, UserError
-from happyneurons.jobs.attempts import EndState, attempt_end, attempt_numbers, request_cancel, settle
+from happyneurons.jobs.attempts import EndState, attempt_end, attempt_numbers, claim, request_cancel, settle, supersede
 from happyneurons.jobs.journal import read_journal
+from happyneurons.orchestrator.driver import INFRASTRUCTURE_RETRIES
 from happyneurons.store.artifacts import load_artifact
 from happyneurons.store.documents import Store
 from happyneurons.worker.local import run_stage
 from happyneurons.worker.run import RunOptions
+from happyneurons.worker.suspects import find_suspects
 
 from .waiting import wait_for
 
@@ -136,11 +138,11 @@ def test_user_error_ends_the_job_with_exit_2(store, control, new_job, start_atte
     assert attempt_end(store, key, 1)["message"] == "the input is wrong"
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, 2, 6])
 def test_task_that_kills_its_rank_is_found_and_quarantined(store, control, new_job, start_attempt, ranks):
     key = new_job(allow_failed_tasks=1, tasks=8, control=str(control), behaviour={"3": "die"})
     codes = []
-    for _ in range(5):
+    for _ in range(1 + INFRASTRUCTURE_RETRIES):
         codes.append(start_attempt(key, ranks=ranks, takeover=True).wait(60))
         if codes[-1] == 0:
             break
@@ -156,6 +158,32 @@ def test_crash_of_an_innocent_task_does_not_quarantine_it(store, control, new_jo
     assert start_attempt(key, ranks=2, takeover=True).wait(60) == 0
     assert settle(store, key).provenance["tasks_quarantined"] == []
     assert attempt_numbers(store, key) == [1, 2]
+
+
+def test_an_allocation_that_ended_makes_no_task_suspect(store, new_job):
+    key = new_job(tasks=3)
+    for ended in (True, True, False, False):
+        attempt = claim(store, key, "me")
+        attempt.beat({"round": "work", "in_flight": ["0001"], "caution": "none"})
+        supersede(store, key, attempt.number, "other", "killed", allocation_ended=ended)
+    assert not find_suspects(store, key, 3).careful
+    assert find_suspects(store, key, 4).careful
+    assert find_suspects(store, key, 5).seen("work", "0001")
+
+
+def test_many_suspects_are_narrowed_down_by_groups(store, new_job):
+    key = new_job(tasks=3)
+    flights = [("none", range(64)), ("none", range(64)), ("group", range(8, 16)), ("alone", [9])]
+    for caution, tasks in flights:
+        attempt = claim(store, key, "me")
+        attempt.beat({"round": "work", "in_flight": [f"{t:04d}" for t in tasks], "caution": caution})
+        supersede(store, key, attempt.number, "other", "killed")
+    many = find_suspects(store, key, 3)
+    assert (len(many.under_way), many.at_a_time(64), many.at_a_time(3)) == (64, 8, 1)
+    few = find_suspects(store, key, 4)
+    assert (len(few.under_way), few.at_a_time(8)) == (8, 1)
+    assert find_suspects(store, key, 5).died_alone("work", "0009")
+    assert not find_suspects(store, key, 5).died_alone("work", "0010")
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 5])

@@ -1,4 +1,4 @@
-"""`hpn acquire simulate`."""
+"""`hpn acquire`: simulate; watch from `acquire_watch`; report and end from `acquire_report`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from happyneurons.cli.acquire_report import end, report
+from happyneurons.cli.acquire_watch import watch
 from happyneurons.cli.options import json_option, parse_assignments, print_json
 from happyneurons.errors import UserError
 
@@ -13,6 +15,11 @@ from happyneurons.errors import UserError
 @click.group()
 def acquire() -> None:
     """Microscopes."""
+
+
+acquire.add_command(watch)
+acquire.add_command(report)
+acquire.add_command(end)
 
 
 @acquire.command()

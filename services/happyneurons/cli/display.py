@@ -54,6 +54,10 @@ class RunDisplay:
             by = f" by {event.gate.decided_by}" if event.gate.decided_by else ""
             comment = f": {event.message}" if event.message else ""
             self.say(f"  gate {escape(event.subject)} {verdict}{escape(by)}{escape(comment)}")
+        elif event.type == "batch_opened":
+            self.say(f"  {escape(event.message)}")
+        elif event.type == "acquisition_ended":
+            self.say(f"  the acquisition has ended: {escape(event.message)}")
         elif event.type == "run_retried":
             self.say("  retried")
         elif event.type == "run_cancel_requested":
@@ -100,6 +104,10 @@ class RunDisplay:
 def follow(run: Run, *, quiet: bool = False) -> None:
     """Show a run until it is final."""
     with RunDisplay(quiet) as display:
+        if run.proto.HasField("acquisition") and not run.proto.acquisition.ended:
+            display.say("  it takes sections while it goes on; feed it with one of these, and end it:")
+            for command in ("watch FOLDER --run {}", "report {} SECTION.json", "end {}"):
+                display.say(f"    hpn acquire {command.format(run.id)} --orchestrator {run.address}")
         for event in run.watch():
             display.event(event)
             if event.type == "gate_waiting":

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("happyneurons.cli.runs:status", "Show runs, or the jobs of one."),
     "watch": ("happyneurons.cli.runs:watch", "Follow a run until it ends."),
     "logs": ("happyneurons.cli.runs:logs", "Show the log of a job."),
+    "table": ("happyneurons.cli.table:table", "Show what the variants of a sweep cost and gave."),
     "explain": ("happyneurons.cli.runs:explain", "Say why a job was computed, reused, or waits."),
     "approve": ("happyneurons.cli.decisions:approve", "Let a run pass a gate."),
     "reject": ("happyneurons.cli.decisions:reject", "Do not let a run pass a gate."),
@@ -32,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stage": ("happyneurons.cli.stage:stage", "List, describe and run single stages."),
     "evaluate": ("happyneurons.cli.stage:evaluate", "Score a segmentation against ground truth."),
     "view": ("happyneurons.cli.view:view", "Open results in Neuroglancer."),
-    "acquire": ("happyneurons.cli.acquire:acquire", "Simulate a microscope."),
+    "acquire": ("happyneurons.cli.acquire:acquire", "Feed a run from a microscope, or simulate one."),
     "serve": ("happyneurons.cli.serve:serve", "Start a server: orchestrator, stage or volumes."),
     "site": ("happyneurons.cli.site:site", "Where jobs can run."),
 }

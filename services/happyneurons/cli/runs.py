@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from collections import Counter
 from collections.abc import Iterable
 
 import click
@@ -17,6 +19,7 @@ from happyneurons.cli.session import reading
 from happyneurons.client.plain import plain, short
 from happyneurons.v1 import pipelines_pb2
 
+BATCH_JOB = re.compile(r"(.+)\[\d{4,}\]\Z")
 COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "waiting": "yellow", "cancelled": "yellow"}
 
 
@@ -126,13 +129,45 @@ def _print_run(run: pipelines_pb2.Run) -> None:
     console.print(
         f"{run.id}  {escape(run.name)}  {_coloured(state)}  {escape(run.message)}", soft_wrap=True
     )  # fmt: skip
+    if run.HasField("acquisition"):
+        console.print(escape(_acquisition(run.acquisition)), soft_wrap=True)
     table = _table("job", "state", "site", "took", "")
+    alike = Counter(kind for job in run.jobs if (kind := _kind(run, job)))
     for job in run.jobs:
-        table.add_row(escape(job.name), _coloured(_job_state(job)), job.site, seconds(job.job), escape(_details(job)))
+        kind = _kind(run, job)
+        if kind is None or alike[kind] == 1:
+            took, details = seconds(job.job), escape(_details(job))
+            table.add_row(escape(job.name), _coloured(_job_state(job)), job.site, took, details)
+        elif count := alike.pop(kind, 0):  # one line for all of them
+            table.add_row(escape(f"{kind[0]}[…]"), _coloured(kind[1]), job.site, "", f"{count} batches")
     for gate in run.gates:
         text = gate.question or gate.condition
         table.add_row(f"gate {escape(gate.name)}", short(gate, "state"), "", "", escape(text))
     console.print(table)
+
+
+def _kind(run: pipelines_pb2.Run, job: pipelines_pb2.RunJob) -> tuple[str, str] | None:
+    """(name without the batch, state) of a batch's job that there is nothing to say of; None for others."""
+    match = BATCH_JOB.match(job.name) if run.HasField("acquisition") else None
+    state = _job_state(job)
+    return (match[1], state) if match and state in ("succeeded", "reused", "waiting", "queued") else None
+
+
+def _acquisition(found: pipelines_pb2.AcquisitionStatus) -> str:
+    """How far an open run is behind its microscope, in a line."""
+    counts = {
+        "through the jobs for each batch": found.sections_done, "in work": found.sections_in_work,
+        "waiting for a batch": found.sections_waiting, "failed": found.sections_failed,
+        "imaged again": found.sections_imaged_again,
+    }  # fmt: skip
+    parts = [f"{found.sections_reported} sections reported", *(f"{n} {what}" for what, n in counts.items() if n)]
+    if found.sections_in_gaps:
+        shown = [str(g.first_z) if g.first_z == g.last_z else f"{g.first_z}-{g.last_z}" for g in found.gaps[:10]]
+        more = ", …" if len(found.gaps) > 10 else ""
+        parts.append(f"{found.sections_in_gaps} not there between them ({', '.join(shown)}{more})")
+    if found.HasField("lag"):
+        parts.append(f"{human_s(found.lag.ToMilliseconds() / 1000)} behind")
+    return f"{'; '.join(parts)}; {'the acquisition has ended' if found.ended else 'more may come'}"
 
 
 def _job_state(job: pipelines_pb2.RunJob) -> str:

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from happyneurons.errors import UserError
 from happyneurons.rpc.client import call, resume, stream
 from happyneurons.rpc.client import connect as open_channel
-from happyneurons.v1 import jobs_pb2, pipelines_pb2, stages_pb2
+from happyneurons.v1 import acquisition_pb2, jobs_pb2, pipelines_pb2, stages_pb2
+from happyneurons.v1 import acquisition_service_pb2 as acquisition_pb
 from happyneurons.v1 import pipeline_service_pb2 as pb
+from happyneurons.v1.acquisition_service_pb2_grpc import AcquisitionServiceStub
 from happyneurons.v1.pipeline_service_pb2_grpc import PipelineServiceStub
 
 if TYPE_CHECKING:
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from happyneurons.client.runs import Run
 
 PAGE = 100
+STREAM_DEADLINE_S = 3600.0
+
+SectionLike = acquisition_pb2.Section | Mapping[str, Any] | Path | str
+"""A section to report; see :func:`happyneurons.client.sections.section_message`."""
 
 
 def connect(address: str) -> Client:
@@ -40,6 +46,7 @@ class Client:
         self._peer = f"the orchestrator at {address}"
         self._channel = open_channel(address)
         self._stub = PipelineServiceStub(self._channel)
+        self._sections = AcquisitionServiceStub(self._channel)
 
     def __enter__(self) -> Client:
         return self
@@ -144,6 +151,47 @@ class Client:
 
         for answer in resume(begin, lambda a: str(a.chunk.resume_token)):
             yield answer.chunk
+
+    # --- sections of open runs --------------------------------------------------------------------
+
+    def report_section(
+        self, run_id: str, section: SectionLike, *, imaged_again: bool = False, last: bool = False
+    ) -> acquisition_pb.ReportSectionResponse:
+        """Tell an open run of a section; an equal report again changes nothing.
+
+        imaged_again: its tiles replace those reported before. last: no more sections will come. Raises
+        UserError, NotFoundError, ConflictError (reported with other tiles), PreconditionError (it takes none).
+        """
+        from happyneurons.client.sections import section_message
+
+        request = acquisition_pb.ReportSectionRequest(
+            run_id=run_id, section=section_message(section), imaged_again=imaged_again, last=last
+        )
+        answer: acquisition_pb.ReportSectionResponse = self._call(self._sections.ReportSection, request)
+        return answer
+
+    def report_sections(
+        self, run_id: str, sections: Iterable[SectionLike], *, last: bool = False
+    ) -> acquisition_pb.StreamSectionsResponse:
+        """Tell an open run of many sections in one stream. Raises as `report_section`; what came before is kept."""
+        from happyneurons.client.sections import section_message
+
+        def requests() -> Iterator[acquisition_pb.StreamSectionsRequest]:
+            for section in sections:
+                yield acquisition_pb.StreamSectionsRequest(run_id=run_id, section=section_message(section))
+            if last:
+                yield acquisition_pb.StreamSectionsRequest(run_id=run_id, last=True)
+
+        answer: acquisition_pb.StreamSectionsResponse = call(
+            self._sections.StreamSections, requests(), timeout_s=STREAM_DEADLINE_S, peer=self._peer
+        )
+        return answer
+
+    def end_acquisition(self, run_id: str) -> acquisition_pb.ReportSectionResponse:
+        """Tell an open run that no more sections will come; may be said again."""
+        request = acquisition_pb.ReportSectionRequest(run_id=run_id, last=True)
+        answer: acquisition_pb.ReportSectionResponse = self._call(self._sections.ReportSection, request)
+        return answer
 
     # --- what there is ---------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from happyneurons.client.client import Client
     from happyneurons.client.runs import Run
 
-JOB_OPTIONS = ("job_name", "resources", "site", "needs", "allow_failed_tasks", "sweep")
+JOB_OPTIONS = ("job_name", "each", "resources", "site", "needs", "allow_failed_tasks", "sweep")
 
 
 class OutputRef(str):
@@ -79,6 +79,7 @@ class Pipeline:
         self._stages: dict[str, _StageNames] = {}
         self._jobs: dict[str, dict[str, Any]] = {}
         self._gates: dict[str, dict[str, Any]] = {}
+        self._acquisition: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Callable[..., JobRef]:
         if name.startswith("_"):
@@ -105,6 +106,7 @@ class Pipeline:
         stage: str,
         *,
         job_name: str = "",
+        each: str = "",
         resources: Mapping[str, Any] | None = None,
         site: str = "",
         needs: Sequence[str | JobRef] = (),
@@ -114,7 +116,8 @@ class Pipeline:
     ) -> JobRef:
         """Add a job of a stage. values: its inputs (outputs of other jobs, URIs, lists of them) and parameters.
 
-        job_name: default the stage's name, numbered if it is taken. Raises UserError for unknown names.
+        job_name: default the stage's name, numbered if it is taken. each: "batch" for one job for each batch
+        of sections, see `acquisition`. Raises UserError for unknown names.
         """
         known = self._describe(stage)
         unknown = sorted(set(values) - set(known.inputs) - set(known.params))
@@ -126,6 +129,7 @@ class Pipeline:
             raise UserError(f"pipeline {self.name}: there is a {name!r} already")
         entry = {
             "stage": stage,
+            "each": each,
             "inputs": {k: _plain(v) for k, v in values.items() if k in known.inputs and v is not None},
             "params": {k: _plain(v) for k, v in values.items() if k in known.params},
             "resources": _plain(dict(resources or {})),
@@ -136,6 +140,13 @@ class Pipeline:
         }
         self._jobs[name] = {key: value for key, value in entry.items() if value}
         return JobRef(name, known.outputs)
+
+    def acquisition(self, batch: int = 1, wait_s: float = 60.0) -> None:
+        """Make its runs open ones: they take sections while they go on, in batches of so many.
+
+        wait_s: how long a batch that is not full waits for more.
+        """
+        self._acquisition = {"batch": batch, "wait_s": wait_s}
 
     def gate(
         self, name: str, *, after: Sequence[str | JobRef] = (), ask: str = "", condition: str = "", otherwise: str = ""
@@ -149,7 +160,10 @@ class Pipeline:
 
     def to_yaml(self) -> str:
         """The pipeline's text, as `hpn run` takes it."""
-        document = {"name": self.name, "description": self.description, "jobs": self._jobs, "gates": self._gates}
+        document = {
+            "name": self.name, "description": self.description, "acquisition": self._acquisition,
+            "jobs": self._jobs, "gates": self._gates,
+        }  # fmt: skip
         text: str = yaml.safe_dump({k: v for k, v in document.items() if v}, sort_keys=False, allow_unicode=True)
         return text
 

@@ -116,8 +116,10 @@ class StackResult(VolumeResult):
         if self._transforms is None:
             from happyneurons.imaging.transforms import AlignTransforms, MontageTransforms
 
-            aligned = "source" in self.artifact.properties
-            self._transforms = (AlignTransforms if aligned else MontageTransforms)(self.artifact)
+            # A montage was made from tiles; one joined from several (stack) names no single source.
+            source = self.artifact.properties.get("source")
+            moved = source is not None and load_artifact(source).kind == "section_stack"
+            self._transforms = (AlignTransforms if moved else MontageTransforms)(self.artifact)
         return self._transforms
 
     def map(self, z: int, *where: ArrayLike) -> NDArray[np.float64] | None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from happyneurons.client.plain import short
+from happyneurons.client.tables import SweepTable, sweep_tables
 from happyneurons.errors import JobFailedError, UserError
-from happyneurons.v1 import pipelines_pb2
+from happyneurons.v1 import acquisition_service_pb2, pipelines_pb2
 
 if TYPE_CHECKING:
-    from happyneurons.client.client import Client
+    from happyneurons.client.client import Client, SectionLike
 
 FINAL = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -79,6 +80,22 @@ class Run:
             raise JobFailedError(f"run {self.id} {self.state}: {self.message}")
         return self
 
+    def report_section(
+        self, section: SectionLike, *, imaged_again: bool = False, last: bool = False
+    ) -> acquisition_service_pb2.ReportSectionResponse:
+        """Tell an open run of a section; see `Client.report_section`."""
+        return self._client.report_section(self.id, section, imaged_again=imaged_again, last=last)
+
+    def report_sections(
+        self, sections: Iterable[SectionLike], *, last: bool = False
+    ) -> acquisition_service_pb2.StreamSectionsResponse:
+        """Tell an open run of many sections."""
+        return self._client.report_sections(self.id, sections, last=last)
+
+    def end_acquisition(self) -> None:
+        """Tell an open run that no more sections will come."""
+        self._client.end_acquisition(self.id)
+
     def approve(self, gate: str, comment: str = "") -> Run:
         self.proto = self._client.approve(self.id, gate, comment).proto
         return self
@@ -94,6 +111,10 @@ class Run:
     def retry(self, *jobs: str, retry_quarantined: bool = False) -> Run:
         self.proto = self._client.retry(self.id, jobs, retry_quarantined=retry_quarantined).proto
         return self
+
+    def sweep_tables(self) -> list[SweepTable]:
+        """Run times and metrics of its swept jobs, a table for each; see :mod:`happyneurons.client.tables`."""
+        return sweep_tables(self.proto)
 
     def output(self, name: str) -> str:
         """URI of an output, `JOB.OUTPUT` (`JOB` alone if it has one output only). Raises UserError."""

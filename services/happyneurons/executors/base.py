@@ -33,6 +33,9 @@ class Submission:
     resources: Resources
     takeover: bool = False
     retry_quarantined: bool = False
+    token: str = ""
+    """Names this submission and no other, the same again after a restart of whoever submits: an executor
+    whose answer got lost can find what it queued instead of queueing it twice. Empty: not known."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +59,24 @@ class Executor(Protocol):
     """Carries attempts to a place. Thread-safe; no call blocks for longer than its own timeout."""
 
     kind: str
+    image_digest: str
+    """Identity of the image that jobs run in here, part of their keys; empty where there is none."""
 
     def refuse(self, stage: str, resources: Resources) -> str | None:
         """Why such a job could never run here (then it is not submitted), or None."""
 
     def submit(self, submission: Submission) -> str:
-        """Queue an attempt; returns a handle. May be called again for the same job."""
+        """Queue an attempt; returns a handle. May be called again for the same job.
+
+        Raises UserError for what will never work (it is not tried again), UnavailableError while the
+        site cannot be reached (it is tried again for as long as it takes), other HappyErrors for the rest.
+        """
 
     def poll(self, handles: Iterable[str]) -> Mapping[str, ProcessReport]:
         """State of each handle; UNKNOWN for handles it does not know."""
 
     def cancel(self, handle: str) -> None:
-        """Drop it from the queue or make it drain; harmless when it is over."""
+        """Drop it from the queue, or stop its processes by whatever means there are; harmless when it is over."""
 
     def explain(self, handle: str) -> str:
         """Why it is waiting, for a person."""

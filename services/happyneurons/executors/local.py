@@ -17,6 +17,7 @@ class LocalExecutor:
     """Admission by cores and memory; see :class:`happyneurons.worker.launch.LocalPool`."""
 
     kind = "local"
+    image_digest = ""
 
     def __init__(self, cores: int | None = None, memory_gb: float | None = None) -> None:
         self._pool = LocalPool(cores, memory_gb)

@@ -47,6 +47,7 @@ class ServiceExecutor:
     """Jobs of one stage server. A server that is away is UNKNOWN, not a failure: heartbeats decide."""
 
     kind = "service"
+    image_digest = ""
 
     def __init__(self, address: str) -> None:
         self.address = address

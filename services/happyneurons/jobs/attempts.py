@@ -121,10 +121,16 @@ def settle(store: Store, key: str) -> Manifest | None:
     return None
 
 
-def supersede(store: Store, key: str, number: int, by: str, reason: str) -> dict[str, Any]:
-    """Close an attempt on its behalf; returns its end, which may be one it made itself."""
+def supersede(
+    store: Store, key: str, number: int, by: str, reason: str, *, allocation_ended: bool = False
+) -> dict[str, Any]:
+    """Close an attempt on its behalf; returns its end, which may be one it made itself.
+
+    allocation_ended: the site took its nodes away (walltime, preemption), so no task is to blame.
+    """
     document = {
         "state": EndState.SUPERSEDED.value, "message": reason, "owner": by, "time": time.time(),
+        "allocation_ended": allocation_ended,
     }  # fmt: skip
     store.create_json(f"{attempt_folder(key, number)}/end.json", document)
     end = attempt_end(store, key, number)

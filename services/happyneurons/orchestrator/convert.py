@@ -8,11 +8,14 @@ from typing import Any
 
 from happyneurons.errors import HappyError
 from happyneurons.jobs.spec import job_uri
-from happyneurons.orchestrator.pipeline import reference
-from happyneurons.orchestrator.runlog import Event, run_folder
+from happyneurons.orchestrator.graph import reference
+from happyneurons.orchestrator.intake import Intake
+from happyneurons.orchestrator.intake import progress as sections_progress
+from happyneurons.orchestrator.runlog import Event, now, run_folder
 from happyneurons.orchestrator.state import GatePhase, GateStatus, JobPhase, JobStatus, RunPhase, RunStatus
 from happyneurons.rpc.convert import (
     artifact_message,
+    duration,
     failure_message,
     job_spec_message,
     progress_message,
@@ -24,13 +27,19 @@ from happyneurons.v1 import artifacts_pb2, jobs_pb2, pipelines_pb2
 
 JOB_STATES = {phase: jobs_pb2.JobState.Value(f"JOB_STATE_{phase.name}") for phase in JobPhase}
 RUN_STATES = {phase: pipelines_pb2.RunState.Value(f"RUN_STATE_{phase.name}") for phase in RunPhase}
+GAPS_SHOWN = 100
 GATE_STATES = {phase: pipelines_pb2.GateState.Value(f"GATE_STATE_{phase.name}") for phase in GatePhase}
 
 
-def run_message(store: Store, status: RunStatus, progress: Mapping[str, Mapping[str, Any]]) -> pipelines_pb2.Run:
-    """A run with its jobs and gates. `progress`: job name → progress.json of its attempt at work."""
+def run_message(
+    store: Store, status: RunStatus, progress: Mapping[str, Mapping[str, Any]], intake: Intake | None = None
+) -> pipelines_pb2.Run:
+    """A run with its jobs and gates. `progress`: job name → progress.json of its attempt at work.
+
+    intake: of an open run.
+    """
     spec = status.spec
-    return pipelines_pb2.Run(
+    message = pipelines_pb2.Run(
         id=status.run_id,
         uri=store.url(run_folder(status.run_id)),
         name=status.pipeline.name,
@@ -48,6 +57,22 @@ def run_message(store: Store, status: RunStatus, progress: Mapping[str, Mapping[
         end_time=timestamp(status.end_time),
         last_event=status.last_event,
     )
+    if intake is not None and status.acquisition is not None:
+        message.acquisition.CopyFrom(acquisition_message(status, intake))
+    return message
+
+
+def acquisition_message(status: RunStatus, intake: Intake) -> pipelines_pb2.AcquisitionStatus:
+    """Where the sections of an open run stand. Raises StoreError if the reports have to be read and cannot be."""
+    assert status.acquisition is not None
+    found = sections_progress(status, intake.reports, now())
+    return pipelines_pb2.AcquisitionStatus(
+        sections_reported=found.reported, sections_waiting=found.waiting, sections_in_work=found.in_work,
+        sections_done=found.done, sections_failed=found.failed, sections_imaged_again=found.imaged_again,
+        batches=len(status.acquisition.batches), ended=status.acquisition.ended,
+        gaps=[pipelines_pb2.SectionRange(first_z=a, last_z=b) for a, b in found.gaps[:GAPS_SHOWN]],
+        sections_in_gaps=sum(b - a + 1 for a, b in found.gaps), lag=duration(found.lag_s),
+    )  # fmt: skip
 
 
 def summary_message(store: Store, run_id: str, summary: Mapping[str, Any]) -> pipelines_pb2.Run:
@@ -131,11 +156,15 @@ def waits_for(status: RunStatus, job: JobStatus) -> list[str]:
     for name in job.job.upstream():
         if status.passed(name):
             continue
-        if name in status.jobs:
+        if name in status.pipeline.templates:
+            found.append(f"{name} of all batches (the acquisition goes on)")
+        elif name in status.jobs:
             found.append(f"job {name} ({status.jobs[name].phase.value})")
         else:
             gate: GateStatus = status.gates[name]
             found.append(f"a decision at gate {name}" if gate.phase is GatePhase.WAITING else f"gate {name}")
+    if job.site_away:
+        found.append(job.site_away)
     return found
 
 
@@ -175,7 +204,8 @@ def _resolved(status: RunStatus, uri: str) -> str:
     match = reference(uri)
     if match is None:
         return uri
-    return status.jobs[match[1]].outputs.get(match[2], uri)
+    known = status.jobs.get(match[1])  # none for jobs of all batches, while there may be more of them
+    return known.outputs.get(match[2], uri) if known else uri
 
 
 @lru_cache(maxsize=4096)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from happyneurons.errors import EXIT_USAGE, HappyError, UserError
+from happyneurons.errors import EXIT_TRY_AGAIN, EXIT_USAGE, HappyError, UnavailableError, UserError
 from happyneurons.executors.base import Executor, ProcessReport, ProcessState, Submission
 from happyneurons.jobs.attempts import (
     EndState,
@@ -29,7 +29,8 @@ from happyneurons.jobs.attempts import (
 from happyneurons.jobs.liveness import Liveness, last_line, printed
 from happyneurons.jobs.spec import JobSpec, job_uri, make_spec, save_spec
 from happyneurons.orchestrator.conditions import evaluate, metric_names
-from happyneurons.orchestrator.pipeline import PipelineJob, reference
+from happyneurons.orchestrator.graph import PipelineJob, reference
+from happyneurons.orchestrator.intake import Intake, batch_state
 from happyneurons.orchestrator.runlog import Event, append_event, now, read_events
 from happyneurons.orchestrator.state import (
     FINAL,
@@ -49,6 +50,8 @@ log = logging.getLogger("happyneurons.orchestrator")
 INFRASTRUCTURE_RETRIES = 5
 DRAINS = 1000  # a drained attempt did what it could: going on costs nothing but a limit must be
 BACKOFF_S = 1.0
+SITE_AWAY_S = 5.0  # how soon a site that did not answer is asked again
+CANCEL_GRACE_S = 60.0  # ranks poll the marker every few seconds; past this the site has to end them
 
 
 class RunDriver:
@@ -67,8 +70,12 @@ class RunDriver:
         self.changed = threading.Condition(threading.RLock())
         self.events: list[Event] = []
         self.progress: dict[str, dict[str, Any]] = {}
+        acquisition = status.pipeline.acquisition
+        self.intake = None if acquisition is None else Intake(store, status.run_id, acquisition)
+        """Sections on their way into an open run; None in others."""
         self._liveness = Liveness(store)
         self._not_before: dict[str, float] = {}
+        self._cancelled_at: dict[str, float] = {}
 
     # --- events ------------------------------------------------------------------------------
 
@@ -92,6 +99,8 @@ class RunDriver:
         with self.changed:
             for event in read_events(self.store, self.status.run_id, self.status.last_event):
                 self.replay(event)
+                if self.intake is not None and event.type == "batch_opened":
+                    self.intake.reports.reload()
             for name, job in self.status.jobs.items():
                 if job.phase is not JobPhase.RUNNING:
                     self.progress.pop(name, None)
@@ -105,6 +114,7 @@ class RunDriver:
         with self.changed:
             if self.status.phase in RUN_FINAL:
                 return
+            self._tick_sections()
             for name in self.status.pipeline.order:
                 if name in self.status.gates:
                     self._tick_gate(name)
@@ -112,13 +122,26 @@ class RunDriver:
                     self._tick_job(name, self.status.jobs[name])
             self._tick_run()
 
+    def _tick_sections(self) -> None:
+        """Open batches for the sections that have arrived, and note the end of the acquisition."""
+        acquisition = self.status.acquisition
+        if self.intake is None or acquisition is None or acquisition.ended or self.status.cancel_requested:
+            return
+        in_work = sum(batch_state(self.status, batch) == "in_work" for batch in acquisition.batches)
+        for message, data in self.intake.due(acquisition, now(), in_work):
+            self.record("batch_opened", message=message, **data)
+        if self.intake.over(acquisition):
+            self.record("acquisition_ended", message=f"{self.intake.reports.count()} sections")
+
     def _tick_run(self) -> None:
         status = self.status
         jobs = status.jobs.values()
-        if all(j.phase in FINAL for j in jobs):
+        if status.open and not status.cancel_requested:
+            self._tick_open_run()
+        elif all(j.phase in FINAL for j in jobs):
             bad = [j for j in jobs if j.phase is not JobPhase.SUCCEEDED]
             first = next((j for j in bad if j.phase is JobPhase.FAILED), None)
-            if not bad:
+            if not bad and not status.open:
                 waiting = [n for n, g in status.gates.items() if g.phase is GatePhase.WAITING]
                 if waiting:
                     self._wait(f"a decision at gate {', '.join(waiting)}")
@@ -129,14 +152,30 @@ class RunDriver:
             else:
                 text = f"{first.job.name}: {first.message}" if first else bad[0].message
                 self.record("run_ended", message=text, phase=RunPhase.FAILED.value)
-            return
-        at_work = any(j.phase in (JobPhase.QUEUED, JobPhase.RUNNING) for j in jobs)
-        ready = any(j.phase is JobPhase.WAITING and all(status.passed(n) for n in j.job.upstream()) for j in jobs)
-        waiting = [n for n, g in status.gates.items() if g.phase is GatePhase.WAITING]
-        if waiting and not at_work and not ready:
-            self._wait(f"a decision at gate {', '.join(waiting)}")
-        elif status.phase is RunPhase.WAITING:
+        else:
+            waiting = [n for n, g in status.gates.items() if g.phase is GatePhase.WAITING]
+            if waiting and not self._going_on():
+                self._wait(f"a decision at gate {', '.join(waiting)}")
+            elif status.phase is RunPhase.WAITING:
+                self.record("run_running")
+
+    def _tick_open_run(self) -> None:
+        """A run that takes sections is not over, whatever became of its jobs."""
+        waiting = [n for n, g in self.status.gates.items() if g.phase is GatePhase.WAITING]
+        if not self._going_on():
+            gates = f"a decision at gate {', '.join(waiting)}, and " if waiting else ""
+            self._wait(f"{gates}sections from the microscope")
+        elif self.status.phase is RunPhase.WAITING:
             self.record("run_running")
+
+    def _going_on(self) -> bool:
+        """Whether a job is at work or can be."""
+        passed = self.status.passed
+        return any(
+            j.phase in (JobPhase.QUEUED, JobPhase.RUNNING)
+            or (j.phase is JobPhase.WAITING and all(passed(n) for n in j.job.upstream()))
+            for j in self.status.jobs.values()
+        )
 
     def _wait(self, message: str) -> None:
         if self.status.phase is not RunPhase.WAITING or self.status.message != message:
@@ -185,8 +224,13 @@ class RunDriver:
         for key, uris in job.inputs.items():
             inputs[key] = [self._resolve(uri) for uri in uris]
         return make_spec(
-            load_stage(job.stage), inputs=inputs, params=job.params, allow_failed_tasks=job.allow_failed_tasks
-        )
+            load_stage(job.stage), inputs=inputs, params=job.params, allow_failed_tasks=job.allow_failed_tasks,
+            image_digest=self._image_digest(job.site),
+        )  # fmt: skip
+
+    def _image_digest(self, site: str) -> str | None:
+        """Identity of a site's images; None where jobs run in this installation."""
+        return self.executors[site].image_digest or None if site in self.executors else None
 
     def _resolve(self, uri: str) -> str:
         match = reference(uri)
@@ -223,16 +267,24 @@ class RunDriver:
             return
         save_spec(self.store, spec)
         submission = Submission(
-            job_uri(self.store, spec.key), job.job.stage, job.job.resources, retry_quarantined=job.retry_quarantined
-        )
+            job_uri(self.store, spec.key), job.job.stage, job.job.resources, retry_quarantined=job.retry_quarantined,
+            token=f"{self.status.run_id}/{name}/{job.submissions}",
+        )  # fmt: skip
         try:
             handle = executor.submit(submission)
         except UserError as error:
             self.record("job_failed", name, str(error), kind="user")
             return
+        except UnavailableError as error:  # nobody's failure: no budget is spent, however long it takes
+            self._not_before[name] = time.monotonic() + SITE_AWAY_S
+            message = f"site {job.job.site}: {error}"
+            if job.site_away != message:
+                self.record("job_waits", name, message)
+            return
         except HappyError as error:
             self._interrupt(name, job, "error", f"site {job.job.site}: {error}")
             return
+        self._cancelled_at.pop(name, None)
         self.record(
             "job_submitted", name, f"to site {job.job.site}", key=spec.key, handle=handle,
             after_attempt=numbers[-1] if numbers else 0,
@@ -253,12 +305,21 @@ class RunDriver:
             progress = attempt_progress(self.store, job.key, number)
             self._take_progress(name, progress)
             if self.status.cancel_requested:
-                request_cancel(self.store, job.key, number, self.status.message)
+                self._stop(name, job, number)
             dead = self._death(job, number, report, progress)
             if dead is None:
                 return
-            end = supersede(self.store, job.key, number, self.owner, dead)
+            ended = report.state is ProcessState.EXITED and report.exit_code == EXIT_TRY_AGAIN
+            end = supersede(self.store, job.key, number, self.owner, dead, allocation_ended=ended)
         self._ended(name, job, end)
+
+    def _stop(self, name: str, job: JobStatus, number: int) -> None:
+        """Ask an attempt to stop by its marker; one that does not in time is stopped by its site."""
+        request_cancel(self.store, job.key, number, self.status.message)
+        since = self._cancelled_at.setdefault(name, time.monotonic())
+        if time.monotonic() - since > CANCEL_GRACE_S and job.handle:
+            self._cancelled_at[name] = time.monotonic()
+            self.executors[job.job.site].cancel(job.handle)
 
     def _take_progress(self, name: str, progress: dict[str, Any] | None) -> None:
         if progress is not None and progress != self.progress.get(name):
@@ -299,7 +360,7 @@ class RunDriver:
     def _death(self, job: JobStatus, number: int, report: ProcessReport, progress: dict[str, Any] | None) -> str | None:
         """Why an open attempt must be dead, or None if it lives as far as we can tell."""
         if report.state is ProcessState.EXITED:
-            output = last_line(printed(self.store, job.key, number))
+            output = last_line(printed(self.store, job.key, number) or report.detail)
             return f"its processes died (exit code {report.exit_code}){': ' + output if output else ''}"
         return self._liveness.death(job.key, number, progress) if report.state is ProcessState.UNKNOWN else None
 
@@ -319,15 +380,17 @@ class RunDriver:
         elif self.status.cancel_requested:
             self.record("job_cancelled", name, "the run was cancelled")
         else:
-            self._interrupt(name, job, state.value, message)
+            progress = attempt_progress(self.store, job.key, job.attempt) or {}
+            self._interrupt(name, job, state.value, message, progressed=progress.get("computed_tasks", 0) > 0)
 
-    def _interrupt(self, name: str, job: JobStatus, state: str, message: str) -> None:
-        spent = job.drains if state == EndState.DRAINED else job.infrastructure_retries
+    def _interrupt(self, name: str, job: JobStatus, state: str, message: str, *, progressed: bool = False) -> None:
+        """Attempt it again, unless that failed too often in a row: attempts that got on are no failures."""
+        spent = job.drains if state == EndState.DRAINED else 0 if progressed else job.fruitless_attempts
         if spent >= (DRAINS if state == EndState.DRAINED else INFRASTRUCTURE_RETRIES):
             self.record("job_failed", name, f"given up after {spent + 1} attempts: {message}", kind="infrastructure")
             return
-        self._not_before[name] = time.monotonic() + min(60.0, BACKOFF_S * 2**job.infrastructure_retries)
-        self.record("job_interrupted", name, message, state=state)
+        self._not_before[name] = time.monotonic() + min(60.0, BACKOFF_S * 2**job.fruitless_attempts)
+        self.record("job_interrupted", name, message, state=state, progressed=progressed)
 
     def _succeed(self, name: str, manifest: Manifest, reused: bool) -> None:
         uris = {output: artifact_uri(self.store, manifest.job_key, output) for output in manifest.outputs}
@@ -345,22 +408,28 @@ class RunDriver:
                 self.record("run_cancel_requested", message=reason or "cancelled")
 
     def retry(self, jobs: list[str], retry_quarantined: bool) -> None:
-        """Attempt again what did not succeed (or only some of it, with what follows)."""
+        """Attempt again what did not succeed (or only some of it, with what follows).
+
+        While an open run takes sections, that is what failed so far.
+        """
         with self.changed:
-            unknown = [n for n in jobs if n not in self.status.jobs]
-            if unknown:
-                raise UserError(f"run {self.status.run_id}: no job {unknown[0]!r}")
-            if self.status.phase not in RUN_FINAL:
+            for name in jobs:
+                self.status.job(name)
+            if self.status.phase not in RUN_FINAL and (not self.status.open or self.status.cancel_requested):
                 return
             if self.status.phase is RunPhase.SUCCEEDED:
                 raise UserError(f"run {self.status.run_id}: every job succeeded; there is nothing to retry")
-            again = [n for n, j in self.status.jobs.items() if j.phase is not JobPhase.SUCCEEDED]
+            over = FINAL if self.status.phase not in RUN_FINAL else set(JobPhase)
+            again = [n for n, j in self.status.jobs.items() if j.phase in over - {JobPhase.SUCCEEDED}]
             if jobs:
                 again = [n for n in again if n in jobs or self._follows(n, set(jobs))]
-            self.record("run_retried", jobs=again, retry_quarantined=retry_quarantined)
+            if again or self.status.phase in RUN_FINAL:
+                self.record("run_retried", jobs=again, retry_quarantined=retry_quarantined)
 
     def _follows(self, name: str, sources: set[str]) -> bool:
         pipeline = self.status.pipeline
+        if name in pipeline.templates:
+            return False  # what waits for all batches has not been tried yet
         needs = pipeline.jobs[name].upstream() if name in pipeline.jobs else pipeline.gates[name].after
         return any(n in sources or self._follows(n, sources) for n in needs)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 
-from happyneurons.errors import HappyError, NotFoundError
+from happyneurons.errors import HappyError
 from happyneurons.jobs.spec import JobSpec, differences, load_spec
 from happyneurons.orchestrator.convert import JOB_STATES, waits_for
 from happyneurons.orchestrator.driver import RunDriver
+from happyneurons.orchestrator.graph import reference
+from happyneurons.orchestrator.intake import batch_text
 from happyneurons.orchestrator.orchestrator import Orchestrator
-from happyneurons.orchestrator.pipeline import reference
 from happyneurons.orchestrator.state import JobPhase, JobStatus
 from happyneurons.store.artifacts import load_manifest
 from happyneurons.store.documents import Store
@@ -57,9 +59,7 @@ def explain_job(
     """Everything known about why a job stands where it stands. Raises NotFoundError."""
     with driver.changed:
         status = driver.status
-        job = status.jobs.get(name)
-        if job is None:
-            raise NotFoundError(f"run {status.run_id}: no job {name!r}; there are {', '.join(status.jobs)}")
+        job = status.job(name)
         spec = _spec(driver, job)
         message = pipelines_pb2.JobExplanation(
             run_id=status.run_id,
@@ -67,7 +67,7 @@ def explain_job(
             key=job.key or (spec.key if spec else ""),
             state=JOB_STATES[job.phase],
             reused=job.reused,
-            reasons=_reasons(orchestrator, driver, job, spec),
+            reasons=[*_batch(driver, name), *_reasons(orchestrator, driver, job, spec), *_history(driver, name)],
         )
     if job.phase is JobPhase.QUEUED and job.handle:
         message.site_explanation = orchestrator.sites[job.job.site].explain(job.handle)
@@ -124,6 +124,25 @@ def _reasons(orchestrator: Orchestrator, driver: RunDriver, job: JobStatus, spec
         }
         return [job.message, advice.get(job.failure_kind, f"the infrastructure failed too often; {retry} goes on")]
     return [job.message or job.phase.value, f"{retry} attempts it again"]
+
+
+def _batch(driver: RunDriver, name: str) -> list[str]:
+    """Which sections a job for each batch has; empty for others."""
+    acquisition = driver.status.acquisition
+    batch = acquisition.batch_of.get(name) if acquisition else None
+    return [f"it has {batch_text(batch.number, batch.sections)}"] if batch else []
+
+
+def _history(driver: RunDriver, name: str) -> list[str]:
+    """What happened to a job on its way: interruptions and sites that did not answer, oldest first."""
+    lines = []
+    for event in driver.events:
+        if event.subject != name or event.type not in ("job_interrupted", "job_waits"):
+            continue
+        at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(event.time))
+        what = "waited" if event.type == "job_waits" else event.data["state"]
+        lines.append(f"{at}: {what}: {event.message}")
+    return lines
 
 
 def _with_origin(line: str, job: JobStatus) -> str:

@@ -12,17 +12,18 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from happyneurons._version import __version__
 from happyneurons.errors import HappyError, NotFoundError, UserError
 from happyneurons.orchestrator.driver import RunDriver
+from happyneurons.orchestrator.metric_families import Buckets, counter, gauge
 from happyneurons.orchestrator.orchestrator import Orchestrator
 from happyneurons.orchestrator.runlog import Event
+from happyneurons.orchestrator.section_metrics import SectionMetrics
 from happyneurons.orchestrator.state import RUN_FINAL, JobPhase, JobStatus
 from happyneurons.store.artifacts import load_manifest
 from happyneurons.store.documents import Store
@@ -30,28 +31,6 @@ from happyneurons.store.documents import Store
 QUEUE_BUCKETS_S = (1.0, 5.0, 30.0, 120.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0)
 RUN_BUCKETS_S = (1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0)
 ENDS = ("job_succeeded", "job_failed", "job_cancelled", "job_interrupted")
-
-
-class _Buckets:
-    """A histogram by label values."""
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0] * (len(bounds) + 1))
-        self.sums: Counter[tuple[str, ...]] = Counter()
-
-    def observe(self, labels: tuple[str, ...], value: float) -> None:
-        index = next((i for i, bound in enumerate(self.bounds) if value <= bound), len(self.bounds))
-        self.counts[labels][index] += 1
-        self.sums[labels] += value  # type: ignore[assignment]
-
-    def family(self, name: str, text: str, labels: list[str]) -> HistogramMetricFamily:
-        family = HistogramMetricFamily(name, text, labels=labels)
-        for key, counts in sorted(self.counts.items()):
-            cumulative = [sum(counts[: i + 1]) for i in range(len(counts))]
-            names = [*map(str, self.bounds), "+Inf"]
-            family.add_metric(list(key), list(zip(names, cumulative, strict=True)), sum_value=float(self.sums[key]))
-        return family
 
 
 class OrchestratorCollector(Collector):
@@ -64,8 +43,9 @@ class OrchestratorCollector(Collector):
         self._positions: dict[str, int] = {}
         self._submitted: dict[tuple[str, str], float] = {}
         self._begun: dict[tuple[str, str], float] = {}
-        self._queue = _Buckets(QUEUE_BUCKETS_S)
-        self._duration = _Buckets(RUN_BUCKETS_S)
+        self._sections = SectionMetrics(self._started)
+        self._queue = Buckets(QUEUE_BUCKETS_S)
+        self._duration = Buckets(RUN_BUCKETS_S)
         self._ended: Counter[tuple[str, str, str]] = Counter()
         self._retries: Counter[str] = Counter()
         self._core_seconds: dict[str, float] = defaultdict(float)
@@ -92,6 +72,7 @@ class OrchestratorCollector(Collector):
                         self._measure(driver, name, job)
                     eta_s = max([eta_s, *(p.get("eta_s") or 0.0 for p in driver.progress.values())])
             yield from self._families(jobs, runs, eta_s)
+            yield from self._sections.collect(drivers)
 
     # --- what is counted -------------------------------------------------------------------------
 
@@ -159,41 +140,41 @@ class OrchestratorCollector(Collector):
     # --- how it is told --------------------------------------------------------------------------
 
     def _families(self, jobs: Counter[tuple[str, str, str]], runs: Counter[str], eta_s: float) -> Iterator[Metric]:
-        yield _gauge("happyneurons_build_info", "Version of the package", ["version"], {(__version__,): 1})
-        yield _gauge("happyneurons_jobs", "Jobs of unfinished runs", ["stage", "site", "state"], jobs)
-        yield _gauge("happyneurons_runs", "Runs in memory", ["state"], {(k,): v for k, v in runs.items()})
+        yield gauge("happyneurons_build_info", "Version of the package", ["version"], {(__version__,): 1})
+        yield gauge("happyneurons_jobs", "Jobs of unfinished runs", ["stage", "site", "state"], jobs)
+        yield gauge("happyneurons_runs", "Runs in memory", ["state"], {(k,): v for k, v in runs.items()})
         yield self._queue.family(
             "happyneurons_job_queue_seconds", "Time from a job's submission to its start", ["stage", "site"]
         )
         yield self._duration.family(
             "happyneurons_job_attempt_seconds", "Time from an attempt's start to its end", ["stage", "site"]
         )
-        yield _counter("happyneurons_jobs_ended", "Jobs that ended", ["stage", "site", "outcome"], self._ended)
-        yield _counter(
+        yield counter("happyneurons_jobs_ended", "Jobs that ended", ["stage", "site", "outcome"], self._ended)
+        yield counter(
             "happyneurons_retries", "Attempts that the infrastructure ended", ["kind"],
             {(kind,): count for kind, count in self._retries.items()},
         )  # fmt: skip
-        yield _counter(
+        yield counter(
             "happyneurons_core_seconds", "Cores × time that attempts held them", ["site"],
             {(site,): value for site, value in self._core_seconds.items()},
         )  # fmt: skip
         work = self._work_done()
         outcomes = ("done", "quarantined")
-        yield _counter(
+        yield counter(
             "happyneurons_tasks", "Tasks of jobs", ["stage", "outcome"],
             {key: value for key, value in work.items() if key[1] in outcomes},
         )  # fmt: skip
         for figure in ("voxels", "bytes"):
             values = {(stage,): value for (stage, name), value in work.items() if name == figure}
-            yield _counter(f"happyneurons_{figure}", f"{figure.capitalize()} that tasks made", ["stage"], values)
-        yield _gauge(
+            yield counter(f"happyneurons_{figure}", f"{figure.capitalize()} that tasks made", ["stage"], values)
+        yield gauge(
             "happyneurons_run_eta_seconds", "Time left in the rounds at work, the longest of them", [], {(): eta_s}
         )  # fmt: skip
-        yield _counter(
+        yield counter(
             "happyneurons_scheduler_ticks", "Looks at all runs", [], {(): float(self._orchestrator.ticks)}
         )  # fmt: skip
         failing = 1.0 if self._orchestrator.last_error else 0.0
-        yield _gauge("happyneurons_scheduler_failing", "1 while the store or a site gives errors", [], {(): failing})
+        yield gauge("happyneurons_scheduler_failing", "1 while the store or a site gives errors", [], {(): failing})
 
 
 @lru_cache(maxsize=65_536)
@@ -209,20 +190,6 @@ def _published_work(store: Store, key: str) -> dict[str, float]:
         "voxels": float(made.get("voxels", 0)),
         "bytes": float(made.get("bytes", 0)),
     }
-
-
-def _gauge(name: str, text: str, labels: list[str], values: Any) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=labels)
-    for key, value in sorted(values.items()):
-        family.add_metric(list(key), float(value))
-    return family
-
-
-def _counter(name: str, text: str, labels: list[str], values: Any) -> Metric:
-    family = CounterMetricFamily(name, text, labels=labels)
-    for key, value in sorted(values.items()):
-        family.add_metric(list(key), float(value))
-    return family
 
 
 class MetricsServer:

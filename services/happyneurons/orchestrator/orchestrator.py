@@ -15,7 +15,8 @@ from happyneurons.executors.base import Executor, ProcessState
 from happyneurons.jobs.attempts import owner_id
 from happyneurons.orchestrator import yaml_source
 from happyneurons.orchestrator.driver import RunDriver
-from happyneurons.orchestrator.pipeline import Pipeline, PipelineError, parse_pipeline
+from happyneurons.orchestrator.graph import Pipeline
+from happyneurons.orchestrator.pipeline import PipelineError, parse_pipeline
 from happyneurons.orchestrator.runlog import (
     LogConflictError,
     create_run,
@@ -116,12 +117,12 @@ class Orchestrator:
         # Parsed again for the places of fields: what is found here gets its line, too.
         source = yaml_source.parse(spec["yaml"])
         probe = RunDriver(self.store, RunStatus.fresh("", pipeline, {"time": 0.0}), self.sites, lambda *_: None, "")
-        for job in pipeline.jobs.values():
+        for job in [*pipeline.templates.values(), *pipeline.jobs.values()]:
             refusal = self.sites[job.site].refuse(job.stage, job.resources)
             place = ("jobs", job.name.partition("[")[0])  # jobs of a sweep stand in the text once
             if refusal:
                 source.complain((*place, "resources"), refusal)
-            if not job.references():
+            if not job.references() and not job.each:
                 try:
                     probe.spec_of(job)
                 except UserError as error:

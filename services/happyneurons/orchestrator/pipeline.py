@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -16,63 +15,18 @@ from happyneurons.errors import UserError
 from happyneurons.jobs.spec import Resources
 from happyneurons.jobs.stage import parse_params
 from happyneurons.orchestrator import yaml_source
+from happyneurons.orchestrator.batches import BATCH, check_each, read_acquisition, split_templates
 from happyneurons.orchestrator.conditions import metric_names
+from happyneurons.orchestrator.graph import Pipeline, PipelineGate, PipelineJob, find_cycle, in_order
+from happyneurons.orchestrator.sweeps import expand_sweeps
 from happyneurons.orchestrator.yaml_source import Source, Violation
 from happyneurons.stages import load_stage
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}\Z")
-REFERENCE = re.compile(r"([A-Za-z][A-Za-z0-9_-]*(?:\[[^\]]*\])?)\.([A-Za-z_][A-Za-z0-9_]*)\Z")
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-TOP_FIELDS = {"name", "description", "parameters", "defaults", "jobs", "gates"}
-JOB_FIELDS = {"stage", "inputs", "params", "resources", "site", "needs", "allow_failed_tasks", "sweep"}
+TOP_FIELDS = {"name", "description", "parameters", "defaults", "acquisition", "jobs", "gates"}
+JOB_FIELDS = {"stage", "each", "inputs", "params", "resources", "site", "needs", "allow_failed_tasks", "sweep"}
 GATE_FIELDS = {"after", "ask", "condition", "otherwise"}
-
-
-@dataclass(frozen=True)
-class PipelineJob:
-    """A job of the graph. `inputs` hold URIs and references `JOB.OUTPUT`."""
-
-    name: str
-    stage: str
-    inputs: Mapping[str, tuple[str, ...]]
-    params: Mapping[str, Any]
-    resources: Resources = field(default_factory=Resources)
-    site: str = "local"
-    needs: tuple[str, ...] = ()
-    """Gates and jobs that must be through, besides those whose outputs are inputs."""
-    allow_failed_tasks: int = 0
-
-    def references(self) -> list[tuple[str, str, str]]:
-        """`(input, job, output)` of inputs that other jobs make."""
-        found = []
-        for name, uris in self.inputs.items():
-            found += [(name, m[1], m[2]) for uri in uris if (m := reference(uri))]
-        return found
-
-    def upstream(self) -> tuple[str, ...]:
-        """Names of all jobs and gates that must be through before this one starts."""
-        return tuple(dict.fromkeys([*(job for _, job, _ in self.references()), *self.needs]))
-
-
-@dataclass(frozen=True)
-class PipelineGate:
-    """A decision. With a condition the metrics decide; `otherwise` says what if it does not hold."""
-
-    name: str
-    after: tuple[str, ...]
-    ask: str = ""
-    condition: str = ""
-    otherwise: Literal["ask", "reject"] = "ask"
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    name: str
-    description: str
-    jobs: Mapping[str, PipelineJob]
-    gates: Mapping[str, PipelineGate]
-    order: tuple[str, ...]
-    """Jobs and gates in an order in which each comes after what it needs."""
 
 
 class PipelineError(UserError):
@@ -82,11 +36,6 @@ class PipelineError(UserError):
         self.found = list(found)
         lines = "; ".join(str(v) for v in found)
         super().__init__(f"{source_name or 'pipeline'}: {lines}", [(v.field, str(v)) for v in found])
-
-
-def reference(text: str) -> re.Match[str] | None:
-    """Match of `JOB.OUTPUT`; anything with a slash or a scheme is a URI."""
-    return None if "/" in text else REFERENCE.match(text)
 
 
 def parse_pipeline(
@@ -121,6 +70,8 @@ class _Reader:
         self.source, self.given, self.base_uri = source, parameters, base_uri
         self.default_site, self.sites = default_site, sites
         self.variables: dict[str, Any] = {}
+        self.own: dict[str, Any] = {}
+        """Variables of the job that is being read."""
         self.sweeps: dict[str, dict[str, list[Any]]] = {}
 
     def complain(self, path: tuple[str, ...], description: str) -> None:
@@ -138,8 +89,6 @@ class _Reader:
         return value
 
     def read(self) -> Pipeline | None:
-        from happyneurons.orchestrator.sweeps import expand_sweeps
-
         top = self.mapping(self.source.value, (), TOP_FIELDS)
         if not top.get("jobs"):
             self.complain(("jobs",), "a pipeline needs at least one job")
@@ -151,6 +100,7 @@ class _Reader:
             job = self._read_job(name, self.mapping(value, ("jobs", name), JOB_FIELDS), defaults)
             if job is not None:
                 jobs[name] = job
+        self.own = {}
         gates = {}
         for name, value in self.mapping(top.get("gates"), ("gates",)).items():
             gate = self._read_gate(name, self.mapping(value, ("gates", name), GATE_FIELDS), jobs)
@@ -158,11 +108,14 @@ class _Reader:
                 gates[name] = gate
         self._check_references(jobs, gates)
         order = self._order(jobs, gates)
+        acquisition = read_acquisition(top, self._substitute(top.get("acquisition"), ("acquisition",)), self.complain)
+        check_each(jobs, gates, self.sweeps, acquisition, self.complain)
         if self.source.violations:
             return None
         jobs, gates = expand_sweeps(jobs, gates, self.sweeps, order)
-        name = str(top.get("name") or "pipeline")
-        return Pipeline(name, str(top.get("description") or ""), jobs, gates, tuple(_sorted(jobs, gates) or ()))
+        name, description = str(top.get("name") or "pipeline"), str(top.get("description") or "")
+        order = in_order(jobs, gates) or []
+        return split_templates(Pipeline(name, description, jobs, gates, tuple(order), acquisition))
 
     def _read_variables(self, declared: dict[str, Any]) -> None:
         self.variables = dict(declared)
@@ -172,6 +125,10 @@ class _Reader:
                 self.complain(("parameters", name), f"the pipeline has no such parameter; there are {known}")
                 continue
             self.variables[name] = yaml_source.parse(text).value
+        if BATCH in declared and "acquisition" in self.source.value:
+            self.complain(
+                ("parameters", BATCH), "this name is taken: ${batch} is the batch of a job with `each: batch`"
+            )
         for name, value in self.variables.items():
             if value is None:
                 self.complain(("parameters", name), f"needs a value: give it with --set {name}=VALUE")
@@ -186,14 +143,17 @@ class _Reader:
             return [self._substitute(v, (*path, str(i))) for i, v in enumerate(value)]
         if not isinstance(value, str):
             return value
+        known = {**self.variables, **self.own}
         for name in VARIABLE.findall(value):
-            if name not in self.variables:
-                self.complain(path, f"no parameter {name!r}; there are {', '.join(sorted(self.variables))}")
+            if name not in known:
+                only = "${batch} is only known in jobs with `each: batch`"
+                there = f"no parameter {name!r}; there are {', '.join(sorted(known))}"
+                self.complain(path, only if name == BATCH else there)
                 return value
         whole = VARIABLE.fullmatch(value)
         if whole:
-            return self.variables[whole[1]]
-        return VARIABLE.sub(lambda m: str(self.variables[m[1]]), value)
+            return known[whole[1]]
+        return VARIABLE.sub(lambda m: str(known[m[1]]), value)
 
     def _read_job(self, name: str, value: dict[str, Any], defaults: dict[str, Any]) -> PipelineJob | None:
         path = ("jobs", name)
@@ -206,6 +166,10 @@ class _Reader:
         except UserError as error:
             self.complain((*path, "stage"), str(error))
             return None
+        each = value.get("each")
+        if each not in (None, BATCH):
+            self.complain((*path, "each"), "expected batch: one job for each batch of sections")
+        self.own = {BATCH: f"${{{BATCH}}}"} if each == BATCH else {}  # stays in the text until there is a batch
         params = self._substitute(self.mapping(value.get("params"), (*path, "params")), (*path, "params"))
         self._read_sweep(name, self.mapping(value.get("sweep"), (*path, "sweep")))
         trial = {**params, **{k: v[0] for k, v in self.sweeps.get(name, {}).items()}}
@@ -236,7 +200,7 @@ class _Reader:
             allowed = 0
         return PipelineJob(
             name, stage.name, inputs, params, self._read_resources(path, value, defaults), site,
-            self._names(value.get("needs"), (*path, "needs")), allowed,
+            self._names(value.get("needs"), (*path, "needs")), allowed, each == BATCH,
         )  # fmt: skip
 
     def _read_resources(self, path: tuple[str, ...], value: dict[str, Any], defaults: dict[str, Any]) -> Resources:
@@ -320,44 +284,10 @@ class _Reader:
                     self.complain(("gates", gate.name, "after"), f"no job {need!r}")
 
     def _order(self, jobs: Mapping[str, PipelineJob], gates: Mapping[str, PipelineGate]) -> list[str]:
-        order = _sorted(jobs, gates)
+        order = in_order(jobs, gates)
         if order is None:
-            cycle = _find_cycle(jobs, gates)
+            cycle = find_cycle(jobs, gates)
             kind = "jobs" if cycle[0] in jobs else "gates"
             self.complain((kind, cycle[0]), f"needs itself: {' → '.join([*cycle, cycle[0]])}")
             return []
         return order
-
-
-def _upstream(jobs: Mapping[str, PipelineJob], gates: Mapping[str, PipelineGate], name: str) -> list[str]:
-    needs = jobs[name].upstream() if name in jobs else gates[name].after
-    return [n for n in needs if n in jobs or n in gates]
-
-
-def _sorted(jobs: Mapping[str, PipelineJob], gates: Mapping[str, PipelineGate]) -> list[str] | None:
-    """Topological order, in the order of the text where it leaves a choice; None with a cycle."""
-    left, done = [*jobs, *gates], []
-    while left:
-        ready = next((n for n in left if all(u in done for u in _upstream(jobs, gates, n))), None)
-        if ready is None:
-            return None
-        left.remove(ready)
-        done.append(ready)
-    return done
-
-
-def _find_cycle(jobs: Mapping[str, PipelineJob], gates: Mapping[str, PipelineGate]) -> list[str]:
-    for start in [*jobs, *gates]:
-        trail = [start]
-        stack = [iter(_upstream(jobs, gates, start))]
-        while stack:
-            step = next(stack[-1], None)
-            if step is None:
-                stack.pop()
-                trail.pop()
-            elif step == start:
-                return trail[::-1]
-            elif step not in trail:
-                trail.append(step)
-                stack.append(iter(_upstream(jobs, gates, step)))
-    raise AssertionError("no cycle")

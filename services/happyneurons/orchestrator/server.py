@@ -13,15 +13,22 @@ from prometheus_client import CollectorRegistry
 from happyneurons.errors import UserError
 from happyneurons.orchestrator.metrics import MetricsServer, OrchestratorCollector
 from happyneurons.orchestrator.orchestrator import Orchestrator
+from happyneurons.orchestrator.sections import AcquisitionServicer
 from happyneurons.orchestrator.service import PipelineServicer
 from happyneurons.orchestrator.sites import SiteConfig, load_sites, make_executor
 from happyneurons.rpc.server import RpcServer, Service, write_port_file
 from happyneurons.store.documents import Store
-from happyneurons.v1 import pipeline_service_pb2, pipeline_service_pb2_grpc
+from happyneurons.v1 import (
+    acquisition_service_pb2,
+    acquisition_service_pb2_grpc,
+    pipeline_service_pb2,
+    pipeline_service_pb2_grpc,
+)
 
 log = logging.getLogger("happyneurons.orchestrator")
 
 SERVICE_NAME = pipeline_service_pb2.DESCRIPTOR.services_by_name["PipelineService"].full_name
+ACQUISITION_NAME = acquisition_service_pb2.DESCRIPTOR.services_by_name["AcquisitionService"].full_name
 
 
 class OrchestratorServer:
@@ -56,7 +63,12 @@ class OrchestratorServer:
             SERVICE_NAME,
             lambda server: pipeline_service_pb2_grpc.add_PipelineServiceServicer_to_server(servicer, server),
         )
-        self._rpc = RpcServer([service], address, registry=registry, stopping=stopping)
+        acquisition = AcquisitionServicer(self.orchestrator, servicer.check_drives)
+        sections = Service(
+            ACQUISITION_NAME,
+            lambda server: acquisition_service_pb2_grpc.add_AcquisitionServiceServicer_to_server(acquisition, server),
+        )
+        self._rpc = RpcServer([service, sections], address, registry=registry, stopping=stopping)
         self._metrics: MetricsServer | None = None
         if metrics_address is not None:
             registry.register(OrchestratorCollector(self.orchestrator))

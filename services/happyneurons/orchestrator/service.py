@@ -1,7 +1,4 @@
-"""PipelineService: the orchestrator over gRPC. Errors become statuses in happyneurons.rpc.server.
-
-AcquisitionService (sections that arrive while a run is open) is not served yet: UNIMPLEMENTED.
-"""
+"""PipelineService: the orchestrator over gRPC. Errors become statuses in happyneurons.rpc.server."""
 
 from __future__ import annotations
 
@@ -60,10 +57,12 @@ class PipelineServicer(pipeline_service_pb2_grpc.PipelineServiceServicer):
                 for v in error.found
             ]  # fmt: skip
             return pb.ValidatePipelineResponse(violations=found)
-        return pb.ValidatePipelineResponse(jobs=[n for n in pipeline.order if n in pipeline.jobs])
+        return pb.ValidatePipelineResponse(
+            jobs=[*pipeline.templates, *(n for n in pipeline.order if n in pipeline.jobs)]
+        )
 
     def SubmitRun(self, request: pb.SubmitRunRequest, context: grpc.ServicerContext) -> pb.SubmitRunResponse:
-        self._check_drives()
+        self.check_drives()
         if request.request_id and not REQUEST_ID.match(request.request_id):
             expected = "up to 128 characters of A-Z a-z 0-9 _ . : -"
             raise UserError(f"request_id: expected {expected}", [("request_id", expected)])
@@ -116,7 +115,7 @@ class PipelineServicer(pipeline_service_pb2_grpc.PipelineServiceServicer):
 
         def retry() -> None:
             for name in request.jobs:
-                _job(driver, name)
+                driver.status.job(name)
             if driver.status.phase is RunPhase.SUCCEEDED:
                 raise PreconditionError(f"run {request.run_id}: every job succeeded; there is nothing to retry")
             driver.retry(list(request.jobs), request.retry_quarantined)
@@ -161,7 +160,7 @@ class PipelineServicer(pipeline_service_pb2_grpc.PipelineServiceServicer):
     ) -> Iterator[pb.TailJobLogsResponse]:
         driver = self._orchestrator.driver(request.run_id)
         with driver.changed:
-            key = _job(driver, request.job).key
+            key = driver.status.job(request.job).key
         if not key:
             raise NotFoundError(f"job {request.job} has no attempt yet; `hpn explain` says what it waits for")
         for chunk in tail_log(
@@ -207,12 +206,13 @@ class PipelineServicer(pipeline_service_pb2_grpc.PipelineServiceServicer):
 
     def _run(self, driver: RunDriver) -> pipelines_pb2.Run:
         with driver.changed:
-            return run_message(self._store, driver.status, driver.progress)
+            return run_message(self._store, driver.status, driver.progress, driver.intake)
 
     def _goes_on(self, context: grpc.ServicerContext) -> bool:
         return bool(context.is_active()) and not self._stopping.is_set()
 
-    def _check_drives(self) -> None:
+    def check_drives(self) -> None:
+        """Raises PreconditionError where runs are only read."""
         if not self._orchestrator.drive:
             raise PreconditionError(
                 f"nobody drives the runs of {self._store.uri} here: start `hpn serve orchestrator --store "
@@ -221,7 +221,7 @@ class PipelineServicer(pipeline_service_pb2_grpc.PipelineServiceServicer):
 
     def _change(self, driver: RunDriver, action: Callable[[], None]) -> None:
         """Carry out a decision; if another orchestrator wrote to the run's log, look first what."""
-        self._check_drives()
+        self.check_drives()
         for _ in range(3):
             try:
                 with driver.changed:
@@ -242,7 +242,7 @@ def watch(
     Each comes with the job or gate as it was right after it, so a late watcher sees what an early
     one saw: the state is folded again beside the driver's own.
     """
-    status = RunStatus.fresh(driver.status.run_id, driver.status.pipeline, driver.status.spec)
+    status = RunStatus.fresh(driver.status.run_id, driver.status.written, driver.status.spec)
     position = 0
     told: dict[str, Any] = {}
     while goes_on():
@@ -276,11 +276,3 @@ def _run_spec(message: pipelines_pb2.PipelineSpec) -> dict[str, Any]:
         "source_name": message.source_name,
         "base_uri": message.base_uri,
     }
-
-
-def _job(driver: RunDriver, name: str) -> Any:
-    job = driver.status.jobs.get(name)
-    if job is None:
-        known = ", ".join(driver.status.jobs)
-        raise NotFoundError(f"run {driver.status.run_id}: no job {name!r}; there are {known}")
-    return job

@@ -4,6 +4,11 @@
 
     local: {executor: local, cores: 8, memory_gb: 32}
     gpu:   {executor: service, address: gpu-host:50051, description: The GPU box}
+    polaris:
+      executor: balsam
+      folder: polaris                      # of hpc/sites, or a path
+      balsam: {api: "https://balsam.example.org", site: happyneurons-polaris, token_file: ~/.balsam/client.yml}
+      pool: {queue: prod, project: connectome, max_nodes: 32, walltime_min: 120}
 """
 
 from __future__ import annotations
@@ -15,18 +20,27 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from happyneurons.errors import UserError
+from happyneurons.executors.balsam_config import BalsamAccess, PoolLimits
 from happyneurons.executors.base import Executor
+from happyneurons.executors.mapping import MappedExecutor, NodeSize, StageResources, merge_resources
 
 
 class SiteConfig(BaseModel):
     """One site of the file."""
 
     model_config = ConfigDict(extra="forbid")
-    executor: Literal["local", "service"]
+    executor: Literal["local", "service", "balsam"]
     description: str = ""
     cores: int | None = Field(None, ge=1, description="local: cores that jobs may use together [all]")
     memory_gb: float | None = Field(None, gt=0, description="local: memory that jobs may use together, GB [all]")
     address: str | None = Field(None, description="service: host:port of a StageService")
+    folder: str | None = Field(None, description="balsam: site folder, a name of hpc/sites or a path")
+    balsam: BalsamAccess | None = Field(None, description="balsam: server, site and token")
+    pool: PoolLimits = Field(default_factory=PoolLimits, description="balsam: batch jobs that may be asked for")
+    image_digest: str = Field("", description="Identity of the images at this site; part of the keys of its jobs")
+    resources: dict[str, StageResources] = Field(
+        default_factory=dict, description="Ranks, threads, … of stages (or `default`) where the pipeline does not say"
+    )
 
 
 def load_sites(path: Path | None) -> dict[str, SiteConfig]:
@@ -44,12 +58,36 @@ def load_sites(path: Path | None) -> dict[str, SiteConfig]:
 
 def make_executor(name: str, config: SiteConfig) -> Executor:
     """The executor of a site. Raises UserError if its configuration lacks something."""
+    executor = _make_executor(name, config)
+    executor.image_digest = config.image_digest
+    return executor
+
+
+def _make_executor(name: str, config: SiteConfig) -> Executor:
     if config.executor == "local":
         from happyneurons.executors.local import LocalExecutor
 
-        return LocalExecutor(config.cores, config.memory_gb)
+        local = LocalExecutor(config.cores, config.memory_gb)
+        return _mapped(local, config.resources, NodeSize(int(local.capacity().cores)))
+    if config.executor == "balsam":
+        from happyneurons.executors.balsam import BalsamExecutor
+        from happyneurons.hpc.folders import load_site_folder
+
+        if not config.folder or config.balsam is None:
+            raise UserError(f"site {name}: executor balsam needs `folder:` and `balsam: {{api:, site:, token_file:}}`")
+        folder = load_site_folder(config.folder)
+        node = NodeSize(folder.facts.node.cores, folder.facts.node.gpus)
+        balsam = BalsamExecutor(name, folder, config.balsam, config.pool)
+        return _mapped(balsam, merge_resources(folder.facts.resources, config.resources), node)
     from happyneurons.executors.service import ServiceExecutor
 
     if not config.address:
         raise UserError(f"site {name}: executor service needs `address: host:port`")
-    return ServiceExecutor(config.address)
+    service = ServiceExecutor(config.address)
+    if not config.cores and any("auto" in (r.ranks, r.threads_per_rank) for r in config.resources.values()):
+        raise UserError(f"site {name}: resources with `auto` need `cores:`, what the server's machine has")
+    return _mapped(service, config.resources, NodeSize(config.cores or 1))
+
+
+def _mapped(executor: Executor, resources: dict[str, StageResources], node: NodeSize) -> Executor:
+    return MappedExecutor(executor, resources, node) if resources else executor

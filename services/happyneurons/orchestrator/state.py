@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from happyneurons.orchestrator.pipeline import Pipeline, PipelineJob
+from happyneurons.errors import NotFoundError
+from happyneurons.orchestrator.batches import instance_name, with_batch, with_end
+from happyneurons.orchestrator.graph import Pipeline, PipelineJob
 from happyneurons.orchestrator.runlog import Event
 
 
@@ -56,7 +58,13 @@ class JobStatus:
     """Number of the latest attempt when this one was submitted; a later one is ours."""
     attempt: int = 0
     """Number of our latest attempt that began."""
+    submissions: int = 0
+    """How often it was submitted, in all: names each submission, also across restarts and retries."""
+    site_away: str = ""
+    """Why it could not be submitted yet; empty if nobody refused it."""
     infrastructure_retries: int = 0
+    fruitless_attempts: int = 0
+    """Attempts in a row that the infrastructure ended before they had finished a task."""
     drains: int = 0
     retry_quarantined: bool = False
     failure_kind: str = ""
@@ -79,11 +87,43 @@ class GateStatus:
 
 
 @dataclass
+class Batch:
+    """Sections of an open run that go through the jobs for each batch together."""
+
+    number: int
+    uri: str
+    sections: list[tuple[int, int]]
+    """(z, version) of each."""
+    reported: list[float]
+    """When each was reported."""
+    jobs: tuple[str, ...]
+    left: set[str]
+    """Its jobs that have not succeeded."""
+    finished: float = 0.0
+    """When the last of its jobs had succeeded; 0 before."""
+
+
+@dataclass
+class AcquisitionStatus:
+    """What the log says of an open run's sections."""
+
+    batches: list[Batch] = field(default_factory=list)
+    batched: dict[int, int] = field(default_factory=dict)
+    """z → its latest version that is in a batch."""
+    batch_of: dict[str, Batch] = field(default_factory=dict)
+    """Job of a batch → the batch."""
+    finished: list[Batch] = field(default_factory=list)
+    """Batches that are through their jobs, in that order."""
+    ended: bool = False
+
+
+@dataclass
 class RunStatus:
     """A run as its log tells it."""
 
     run_id: str
     pipeline: Pipeline
+    """As it is now: an open run's grows with its batches."""
     spec: dict[str, Any]
     jobs: dict[str, JobStatus]
     gates: dict[str, GateStatus]
@@ -93,23 +133,51 @@ class RunStatus:
     cancel_requested: bool = False
     submit_time: float = 0.0
     end_time: float = 0.0
+    written: Pipeline = field(init=False)
+    """The pipeline as it was before any batch."""
+    acquisition: AcquisitionStatus | None = None
+    """Of an open run; None for others."""
+
+    def __post_init__(self) -> None:
+        self.written = self.pipeline
 
     @classmethod
     def fresh(cls, run_id: str, pipeline: Pipeline, spec: dict[str, Any]) -> RunStatus:
         jobs = {name: JobStatus(job) for name, job in pipeline.jobs.items()}
         gates = {name: GateStatus() for name in pipeline.gates}
-        return cls(run_id, pipeline, spec, jobs, gates, submit_time=spec["time"])
+        acquisition = AcquisitionStatus() if pipeline.acquisition else None
+        return cls(run_id, pipeline, spec, jobs, gates, submit_time=spec["time"], acquisition=acquisition)
+
+    @property
+    def open(self) -> bool:
+        """Whether it takes sections: it is an open run, and its acquisition has not ended."""
+        return self.acquisition is not None and not self.acquisition.ended
+
+    def job(self, name: str) -> JobStatus:
+        """A job by its name. Raises NotFoundError that names some of those there are."""
+        if name in self.jobs:
+            return self.jobs[name]
+        if name in self.pipeline.templates:
+            made = self.acquisition.batches if self.acquisition else []
+            last = f"{instance_name(name, 1)} to {instance_name(name, len(made))}" if made else "none yet"
+            raise NotFoundError(f"run {self.run_id}: {name} is a job for each batch of sections: {last}")
+        known = [*self.pipeline.templates, *self.written.jobs]
+        raise NotFoundError(f"run {self.run_id}: no job {name!r}; there are {', '.join(known)}")
 
     def passed(self, name: str) -> bool:
         """Whether a job or gate is through."""
         if name in self.jobs:
             return self.jobs[name].phase is JobPhase.SUCCEEDED
+        if name in self.pipeline.templates:
+            return False  # it stands for all batches until the acquisition has ended, then for none
         return self.gates[name].phase is GatePhase.APPROVED
 
     def lost(self, name: str) -> bool:
         """Whether a job or gate can no longer be passed."""
         if name in self.jobs:
             return self.jobs[name].phase in FINAL - {JobPhase.SUCCEEDED}
+        if name in self.pipeline.templates:
+            return False
         if self.gates[name].phase is GatePhase.REJECTED:
             return True
         return any(self.lost(n) for n in self.pipeline.gates[name].after)
@@ -145,10 +213,42 @@ class RunStatus:
         self.phase, self.message, self.cancel_requested, self.end_time = RunPhase.RUNNING, "", False, 0.0
         for name in event.data["jobs"]:
             job = self.jobs[name]
-            self.jobs[name] = JobStatus(job.job, retry_quarantined=event.data["retry_quarantined"])
+            self.jobs[name] = JobStatus(
+                job.job, submissions=job.submissions, retry_quarantined=event.data["retry_quarantined"]
+            )
         for name, gate in self.gates.items():
             if gate.phase is GatePhase.REJECTED or self.lost(name):
                 self.gates[name] = GateStatus()
+
+    # --- sections ------------------------------------------------------------------------------
+
+    def _on_batch_opened(self, event: Event) -> None:
+        acquisition, number, uri = self.acquisition, int(event.data["batch"]), event.data["uri"]
+        assert acquisition is not None
+        assert number == len(acquisition.batches) + 1
+        self.pipeline = with_batch(self.pipeline, number, uri)
+        names = tuple(instance_name(name, number) for name in self.pipeline.templates)
+        sections = [(int(z), int(version)) for z, version in event.data["sections"]]
+        batch = Batch(number, uri, sections, list(event.data["reported"]), names, set(names))
+        acquisition.batches.append(batch)
+        acquisition.batched |= dict(sections)
+        acquisition.batch_of |= dict.fromkeys(names, batch)
+        self._take_pipeline()
+
+    def _on_acquisition_ended(self, event: Event) -> None:
+        assert self.acquisition is not None
+        self.acquisition.ended = True
+        self.pipeline = with_end(self.pipeline, len(self.acquisition.batches))
+        self._take_pipeline()
+
+    def _take_pipeline(self) -> None:
+        """Jobs as the grown pipeline has them, in its order; what is known of them stays."""
+        known, self.jobs = self.jobs, {}
+        for name in self.pipeline.order:
+            if name in self.pipeline.jobs:
+                job = self.pipeline.jobs[name]
+                self.jobs[name] = known.get(name) or JobStatus(job)
+                self.jobs[name].job = job
 
     # --- jobs ----------------------------------------------------------------------------------
 
@@ -157,6 +257,11 @@ class RunStatus:
         job.phase, job.queue_time = JobPhase.QUEUED, job.queue_time or event.time
         job.key, job.handle = event.data["key"], event.data["handle"]
         job.submitted_after_attempt = event.data["after_attempt"]
+        job.submissions += 1
+        job.site_away = ""
+
+    def _on_job_waits(self, event: Event) -> None:
+        self.jobs[event.subject].site_away = event.message
 
     def _on_job_started(self, event: Event) -> None:
         job = self.jobs[event.subject]
@@ -170,12 +275,18 @@ class RunStatus:
             job.drains += 1
         else:
             job.infrastructure_retries += 1
+            job.fruitless_attempts = 0 if event.data.get("progressed") else job.fruitless_attempts + 1
 
     def _on_job_succeeded(self, event: Event) -> None:
         job = self.jobs[event.subject]
         job.phase, job.end_time, job.message = JobPhase.SUCCEEDED, event.time, ""
         job.key, job.reused = event.data["key"], event.data["reused"]
         job.metrics, job.outputs = event.data["metrics"], event.data["outputs"]
+        if self.acquisition and (batch := self.acquisition.batch_of.get(event.subject)):
+            batch.left.discard(event.subject)
+            if not batch.left and not batch.finished:
+                batch.finished = event.time
+                self.acquisition.finished.append(batch)
 
     def _on_job_failed(self, event: Event) -> None:
         job = self.jobs[event.subject]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from happyneurons.orchestrator.pipeline import PipelineGate, PipelineJob, reference
+from happyneurons.orchestrator.graph import PipelineGate, PipelineJob, reference
 
 Point = dict[tuple[str, str], Any]
 """A point of a sweep: (job, parameter) → value."""

@@ -1,12 +1,14 @@
 """The stages. Any folder here with a `stage.py` is one; nothing else has to be registered.
 
 Other packages add stages by the entry point group `happyneurons.stages` (name = "module:Class").
+HPN_STAGES, names separated by commas, leaves only these: an image of a stage sets it.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import os
 import pkgutil
 from collections.abc import Iterator
 from functools import cache
@@ -25,9 +27,17 @@ def _plugins() -> dict[str, EntryPoint]:
 
 
 def stage_names() -> list[str]:
-    """Names of all stages, sorted; the folder `ffn_train` is the stage `ffn-train`."""
+    """Names of all stages, sorted; the folder `ffn_train` is the stage `ffn-train`.
+
+    Raises UserError if HPN_STAGES names one that is not installed.
+    """
     own = {m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.ispkg}
-    return sorted(own | set(_plugins()))
+    installed = own | set(_plugins())
+    wanted = {name.strip() for name in os.environ.get("HPN_STAGES", "").split(",")} - {""}
+    if wanted - installed:
+        missing = ", ".join(sorted(wanted - installed))
+        raise UserError(f"HPN_STAGES names {missing}; there are {', '.join(sorted(installed))}")
+    return sorted(wanted or installed)
 
 
 @cache

@@ -34,18 +34,22 @@ class Tile(_message.Message):
     HEIGHT_PX_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
-    """Where its image is."""
+    """Where its image is: an absolute path, file://…, or an object in a cloud store (s3://…, gs://…, az://…)
+    that the sites of the run can read.
+    """
     row: _builtins.int
     """Place in the tile grid, from 0."""
     column: _builtins.int
     x_nm: _builtins.float
-    """Stage position of its upper left pixel's corner, in nanometres, in the section's coordinates."""
+    """Stage position of its upper left pixel, in nanometres. Only differences count."""
     y_nm: _builtins.float
     width_px: _builtins.int
     """Size in pixels."""
     height_px: _builtins.int
     sha256: _builtins.str
-    """sha256 of the file, in hexadecimal; empty where it is not known."""
+    """sha256 of the file, in hexadecimal; empty where it is not known. Where it is given, other bytes count
+    as damaged.
+    """
     def __init__(
         self,
         *,
@@ -80,12 +84,15 @@ class Section(_message.Message):
     z: _builtins.int
     """Section number: voxel z of everything made from it."""
     pixel_size_nm: _builtins.float
+    """The same in all sections of a run."""
     thickness_nm: _builtins.float
-    """Cutting thickness."""
+    """Cutting thickness, the same in all sections of a run; 0 where the pipeline says it."""
     @_builtins.property
     def tiles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tile]: ...
     @_builtins.property
-    def acquire_time(self) -> _timestamp_pb2.Timestamp: ...
+    def acquire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was imaged."""
+
     def __init__(
         self,
         *,

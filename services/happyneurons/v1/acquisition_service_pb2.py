@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from happyneurons.v1 import acquisition_pb2 as happyneurons_dot_v1_dot_acquisition__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)happyneurons/v1/acquisition_service.proto\x12\x0fhappyneurons.v1\x1a!happyneurons/v1/acquisition.proto\"_\n\x14ReportSectionRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12)\n\x07section\x18\x02 \x01(\x0b\x32\x18.happyneurons.v1.Section\x12\x0c\n\x04last\x18\x03 \x01(\x08\"2\n\x15ReportSectionResponse\x12\x19\n\x11sections_reported\x18\x01 \x01(\x03\"`\n\x15StreamSectionsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12)\n\x07section\x18\x02 \x01(\x0b\x32\x18.happyneurons.v1.Section\x12\x0c\n\x04last\x18\x03 \x01(\x08\"T\n\x16StreamSectionsResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x03\x12\r\n\x05known\x18\x02 \x01(\x03\x12\x19\n\x11sections_reported\x18\x03 \x01(\x03\x32\xd9\x01\n\x12\x41\x63quisitionService\x12^\n\rReportSection\x12%.happyneurons.v1.ReportSectionRequest\x1a&.happyneurons.v1.ReportSectionResponse\x12\x63\n\x0eStreamSections\x12&.happyneurons.v1.StreamSectionsRequest\x1a\'.happyneurons.v1.StreamSectionsResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)happyneurons/v1/acquisition_service.proto\x12\x0fhappyneurons.v1\x1a!happyneurons/v1/acquisition.proto\"u\n\x14ReportSectionRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12)\n\x07section\x18\x02 \x01(\x0b\x32\x18.happyneurons.v1.Section\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x14\n\x0cimaged_again\x18\x04 \x01(\x08\"R\n\x15ReportSectionResponse\x12\x19\n\x11sections_reported\x18\x01 \x01(\x03\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\r\n\x05known\x18\x03 \x01(\x08\"v\n\x15StreamSectionsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12)\n\x07section\x18\x02 \x01(\x0b\x32\x18.happyneurons.v1.Section\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x14\n\x0cimaged_again\x18\x04 \x01(\x08\"T\n\x16StreamSectionsResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x03\x12\r\n\x05known\x18\x02 \x01(\x03\x12\x19\n\x11sections_reported\x18\x03 \x01(\x03\x32\xd9\x01\n\x12\x41\x63quisitionService\x12^\n\rReportSection\x12%.happyneurons.v1.ReportSectionRequest\x1a&.happyneurons.v1.ReportSectionResponse\x12\x63\n\x0eStreamSections\x12&.happyneurons.v1.StreamSectionsRequest\x1a\'.happyneurons.v1.StreamSectionsResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,13 +33,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'happyneurons.v1.acquisition
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REPORTSECTIONREQUEST']._serialized_start=97
-  _globals['_REPORTSECTIONREQUEST']._serialized_end=192
-  _globals['_REPORTSECTIONRESPONSE']._serialized_start=194
-  _globals['_REPORTSECTIONRESPONSE']._serialized_end=244
-  _globals['_STREAMSECTIONSREQUEST']._serialized_start=246
-  _globals['_STREAMSECTIONSREQUEST']._serialized_end=342
-  _globals['_STREAMSECTIONSRESPONSE']._serialized_start=344
-  _globals['_STREAMSECTIONSRESPONSE']._serialized_end=428
-  _globals['_ACQUISITIONSERVICE']._serialized_start=431
-  _globals['_ACQUISITIONSERVICE']._serialized_end=648
+  _globals['_REPORTSECTIONREQUEST']._serialized_end=214
+  _globals['_REPORTSECTIONRESPONSE']._serialized_start=216
+  _globals['_REPORTSECTIONRESPONSE']._serialized_end=298
+  _globals['_STREAMSECTIONSREQUEST']._serialized_start=300
+  _globals['_STREAMSECTIONSREQUEST']._serialized_end=418
+  _globals['_STREAMSECTIONSRESPONSE']._serialized_start=420
+  _globals['_STREAMSECTIONSRESPONSE']._serialized_end=504
+  _globals['_ACQUISITIONSERVICE']._serialized_start=507
+  _globals['_ACQUISITIONSERVICE']._serialized_end=724
 # @@protoc_insertion_point(module_scope)

@@ -24,21 +24,29 @@ class ReportSectionRequest(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     SECTION_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
+    IMAGED_AGAIN_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     last: _builtins.bool
     """No further sections will come."""
+    imaged_again: _builtins.bool
+    """The section was imaged once more: these tiles replace those reported before. Equal tiles count as
+    imaged again only if acquire_time differs.
+    """
     @_builtins.property
-    def section(self) -> _acquisition_pb2.Section: ...
+    def section(self) -> _acquisition_pb2.Section:
+        """May be left out when `last` is set."""
+
     def __init__(
         self,
         *,
         run_id: _builtins.str = ...,
         section: _acquisition_pb2.Section | None = ...,
         last: _builtins.bool = ...,
+        imaged_again: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["section", b"section"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "run_id", b"run_id", "section", b"section"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["imaged_again", b"imaged_again", "last", b"last", "run_id", b"run_id", "section", b"section"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -49,16 +57,24 @@ class ReportSectionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SECTIONS_REPORTED_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
     sections_reported: _builtins.int
     """Sections of the run that are known now."""
+    version: _builtins.int
+    """Which report of the section this is, from 1; 0 if there was no section in the request."""
+    known: _builtins.bool
+    """The report was known: nothing changed."""
     def __init__(
         self,
         *,
         sections_reported: _builtins.int = ...,
+        version: _builtins.int = ...,
+        known: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sections_reported", b"sections_reported"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["known", b"known", "sections_reported", b"sections_reported", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -71,21 +87,25 @@ class StreamSectionsRequest(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     SECTION_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
+    IMAGED_AGAIN_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     last: _builtins.bool
-    """No further sections will come."""
+    imaged_again: _builtins.bool
     @_builtins.property
-    def section(self) -> _acquisition_pb2.Section: ...
+    def section(self) -> _acquisition_pb2.Section:
+        """As in ReportSectionRequest."""
+
     def __init__(
         self,
         *,
         run_id: _builtins.str = ...,
         section: _acquisition_pb2.Section | None = ...,
         last: _builtins.bool = ...,
+        imaged_again: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["section", b"section"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "run_id", b"run_id", "section", b"section"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["imaged_again", b"imaged_again", "last", b"last", "run_id", b"run_id", "section", b"section"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

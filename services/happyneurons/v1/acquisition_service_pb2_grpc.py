@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AcquisitionServiceStub:
-    """Takes sections for an open run: one whose pipeline starts from an acquisition. Served by
+    """Takes sections for an open run: one whose pipeline has `acquisition:` (docs/acquisition.md). Served by
     `hpn serve orchestrator`.
 
     Besides the codes named below every call may give UNAVAILABLE (RetryInfo says when to try again),
@@ -52,7 +52,7 @@ class AcquisitionServiceStub:
 
 
 class AcquisitionServiceServicer:
-    """Takes sections for an open run: one whose pipeline starts from an acquisition. Served by
+    """Takes sections for an open run: one whose pipeline has `acquisition:` (docs/acquisition.md). Served by
     `hpn serve orchestrator`.
 
     Besides the codes named below every call may give UNAVAILABLE (RetryInfo says when to try again),
@@ -60,12 +60,14 @@ class AcquisitionServiceServicer:
     """
 
     def ReportSection(self, request, context):
-        """A section's tiles have arrived. Once it is answered, the report is kept in the store. May be repeated:
-        an equal report of the same section changes nothing.
+        """A section's tiles have arrived, or the acquisition has ended, or both. Once it is answered, the report
+        is kept in the store. May be repeated: an equal report changes nothing, also after the end. Sections may
+        come in any order.
 
-        INVALID_ARGUMENT: no tiles, or wrong positions or sizes, each a field violation.
+        INVALID_ARGUMENT: no tiles, or wrong positions, sizes or URIs, each a field violation; neither a section
+        nor `last`.
         NOT_FOUND: no such run.
-        ALREADY_EXISTS: the section was reported with other tiles.
+        ALREADY_EXISTS: the section was reported with other tiles, and imaged_again is not set.
         FAILED_PRECONDITION: the run takes no sections (any more).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -104,7 +106,7 @@ def add_AcquisitionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AcquisitionService:
-    """Takes sections for an open run: one whose pipeline starts from an acquisition. Served by
+    """Takes sections for an open run: one whose pipeline has `acquisition:` (docs/acquisition.md). Served by
     `hpn serve orchestrator`.
 
     Besides the codes named below every call may give UNAVAILABLE (RetryInfo says when to try again),

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AcquisitionServiceStub:
-    """Takes sections for an open run: one whose pipeline starts from an acquisition. Served by
+    """Takes sections for an open run: one whose pipeline has `acquisition:` (docs/acquisition.md). Served by
     `hpn serve orchestrator`.
 
     Besides the codes named below every call may give UNAVAILABLE (RetryInfo says when to try again),
@@ -39,12 +39,14 @@ class AcquisitionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AcquisitionServiceAsyncStub: ...
     ReportSection: _grpc.UnaryUnaryMultiCallable[_acquisition_service_pb2.ReportSectionRequest, _acquisition_service_pb2.ReportSectionResponse]
-    """A section's tiles have arrived. Once it is answered, the report is kept in the store. May be repeated:
-    an equal report of the same section changes nothing.
+    """A section's tiles have arrived, or the acquisition has ended, or both. Once it is answered, the report
+    is kept in the store. May be repeated: an equal report changes nothing, also after the end. Sections may
+    come in any order.
 
-    INVALID_ARGUMENT: no tiles, or wrong positions or sizes, each a field violation.
+    INVALID_ARGUMENT: no tiles, or wrong positions, sizes or URIs, each a field violation; neither a section
+    nor `last`.
     NOT_FOUND: no such run.
-    ALREADY_EXISTS: the section was reported with other tiles.
+    ALREADY_EXISTS: the section was reported with other tiles, and imaged_again is not set.
     FAILED_PRECONDITION: the run takes no sections (any more).
     """
     StreamSections: _grpc.StreamUnaryMultiCallable[_acquisition_service_pb2.StreamSectionsRequest, _acquisition_service_pb2.StreamSectionsResponse]
@@ -56,7 +58,7 @@ class AcquisitionServiceStub:
 
 @_typing.type_check_only
 class AcquisitionServiceAsyncStub(AcquisitionServiceStub):
-    """Takes sections for an open run: one whose pipeline starts from an acquisition. Served by
+    """Takes sections for an open run: one whose pipeline has `acquisition:` (docs/acquisition.md). Served by
     `hpn serve orchestrator`.
 
     Besides the codes named below every call may give UNAVAILABLE (RetryInfo says when to try again),
@@ -65,12 +67,14 @@ class AcquisitionServiceAsyncStub(AcquisitionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ReportSection: _aio.UnaryUnaryMultiCallable[_acquisition_service_pb2.ReportSectionRequest, _acquisition_service_pb2.ReportSectionResponse]  # type: ignore[assignment]
-    """A section's tiles have arrived. Once it is answered, the report is kept in the store. May be repeated:
-    an equal report of the same section changes nothing.
+    """A section's tiles have arrived, or the acquisition has ended, or both. Once it is answered, the report
+    is kept in the store. May be repeated: an equal report changes nothing, also after the end. Sections may
+    come in any order.
 
-    INVALID_ARGUMENT: no tiles, or wrong positions or sizes, each a field violation.
+    INVALID_ARGUMENT: no tiles, or wrong positions, sizes or URIs, each a field violation; neither a section
+    nor `last`.
     NOT_FOUND: no such run.
-    ALREADY_EXISTS: the section was reported with other tiles.
+    ALREADY_EXISTS: the section was reported with other tiles, and imaged_again is not set.
     FAILED_PRECONDITION: the run takes no sections (any more).
     """
     StreamSections: _aio.StreamUnaryMultiCallable[_acquisition_service_pb2.StreamSectionsRequest, _acquisition_service_pb2.StreamSectionsResponse]  # type: ignore[assignment]
@@ -81,7 +85,7 @@ class AcquisitionServiceAsyncStub(AcquisitionServiceStub):
     """
 
 class AcquisitionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Takes sections for an open run: one whose pipeline starts from an acquisition. Served by
+    """Takes sections for an open run: one whose pipeline has `acquisition:` (docs/acquisition.md). Served by
     `hpn serve orchestrator`.
 
     Besides the codes named below every call may give UNAVAILABLE (RetryInfo says when to try again),
@@ -94,12 +98,14 @@ class AcquisitionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _acquisition_service_pb2.ReportSectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_acquisition_service_pb2.ReportSectionResponse, _abc.Awaitable[_acquisition_service_pb2.ReportSectionResponse]]:
-        """A section's tiles have arrived. Once it is answered, the report is kept in the store. May be repeated:
-        an equal report of the same section changes nothing.
+        """A section's tiles have arrived, or the acquisition has ended, or both. Once it is answered, the report
+        is kept in the store. May be repeated: an equal report changes nothing, also after the end. Sections may
+        come in any order.
 
-        INVALID_ARGUMENT: no tiles, or wrong positions or sizes, each a field violation.
+        INVALID_ARGUMENT: no tiles, or wrong positions, sizes or URIs, each a field violation; neither a section
+        nor `last`.
         NOT_FOUND: no such run.
-        ALREADY_EXISTS: the section was reported with other tiles.
+        ALREADY_EXISTS: the section was reported with other tiles, and imaged_again is not set.
         FAILED_PRECONDITION: the run takes no sections (any more).
         """
 

@@ -179,7 +179,8 @@ class PipelineServiceServicer:
 
     def RetryRun(self, request, context):
         """Go on with a failed or cancelled run: what succeeded stays, the rest is attempted again. May be
-        repeated; retrying a run that is at work does nothing.
+        repeated; retrying a run that is at work does nothing, but for open runs: while they take sections,
+        what failed so far is attempted again.
 
         NOT_FOUND: no such run, or no such job in it.
         FAILED_PRECONDITION: the run succeeded; there is nothing to retry.

@@ -76,7 +76,8 @@ class PipelineServiceStub:
     """
     RetryRun: _grpc.UnaryUnaryMultiCallable[_pipeline_service_pb2.RetryRunRequest, _pipeline_service_pb2.RetryRunResponse]
     """Go on with a failed or cancelled run: what succeeded stays, the rest is attempted again. May be
-    repeated; retrying a run that is at work does nothing.
+    repeated; retrying a run that is at work does nothing, but for open runs: while they take sections,
+    what failed so far is attempted again.
 
     NOT_FOUND: no such run, or no such job in it.
     FAILED_PRECONDITION: the run succeeded; there is nothing to retry.
@@ -158,7 +159,8 @@ class PipelineServiceAsyncStub(PipelineServiceStub):
     """
     RetryRun: _aio.UnaryUnaryMultiCallable[_pipeline_service_pb2.RetryRunRequest, _pipeline_service_pb2.RetryRunResponse]  # type: ignore[assignment]
     """Go on with a failed or cancelled run: what succeeded stays, the rest is attempted again. May be
-    repeated; retrying a run that is at work does nothing.
+    repeated; retrying a run that is at work does nothing, but for open runs: while they take sections,
+    what failed so far is attempted again.
 
     NOT_FOUND: no such run, or no such job in it.
     FAILED_PRECONDITION: the run succeeded; there is nothing to retry.
@@ -279,7 +281,8 @@ class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_pipeline_service_pb2.RetryRunResponse, _abc.Awaitable[_pipeline_service_pb2.RetryRunResponse]]:
         """Go on with a failed or cancelled run: what succeeded stays, the rest is attempted again. May be
-        repeated; retrying a run that is at work does nothing.
+        repeated; retrying a run that is at work does nothing, but for open runs: while they take sections,
+        what failed so far is attempted again.
 
         NOT_FOUND: no such run, or no such job in it.
         FAILED_PRECONDITION: the run succeeded; there is nothing to retry.

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from happyneurons.v1 import jobs_pb2 as happyneurons_dot_v1_dot_jobs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fhappyneurons/v1/pipelines.proto\x12\x0fhappyneurons.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ahappyneurons/v1/jobs.proto\"\xb9\x01\n\x0cPipelineSpec\x12\x0c\n\x04yaml\x18\x01 \x01(\t\x12\x41\n\nparameters\x18\x02 \x03(\x0b\x32-.happyneurons.v1.PipelineSpec.ParametersEntry\x12\x13\n\x0bsource_name\x18\x03 \x01(\t\x12\x10\n\x08\x62\x61se_uri\x18\x04 \x01(\t\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\x11PipelineViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0c\n\x04line\x18\x03 \x01(\x05\x12\x0e\n\x06\x63olumn\x18\x04 \x01(\x05\"v\n\x06RunJob\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\r\n\x05needs\x18\x03 \x03(\t\x12!\n\x03job\x18\x04 \x01(\x0b\x32\x14.happyneurons.v1.Job\x12\x1e\n\x16infrastructure_retries\x18\x05 \x01(\x05\"\xae\x02\n\x04Gate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05needs\x18\x02 \x03(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.happyneurons.v1.GateState\x12\x10\n\x08question\x18\x04 \x01(\t\x12\x11\n\tcondition\x18\x05 \x01(\t\x12\x33\n\x07metrics\x18\x06 \x03(\x0b\x32\".happyneurons.v1.Gate.MetricsEntry\x12\x12\n\ndecided_by\x18\x07 \x01(\t\x12/\n\x0b\x64\x65\x63ide_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63omment\x18\t \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x93\x03\n\x03Run\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03uri\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.happyneurons.v1.RunState\x12\x0f\n\x07message\x18\x05 \x01(\t\x12%\n\x04jobs\x18\x06 \x03(\x0b\x32\x17.happyneurons.v1.RunJob\x12$\n\x05gates\x18\x07 \x03(\x0b\x32\x15.happyneurons.v1.Gate\x12/\n\x08pipeline\x18\x08 \x01(\x0b\x32\x1d.happyneurons.v1.PipelineSpec\x12\x39\n\x0b\x61\x63quisition\x18\t \x01(\x0b\x32$.happyneurons.v1.AcquisitionProgress\x12/\n\x0bsubmit_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nlast_event\x18\x0c \x01(\x03\"[\n\x13\x41\x63quisitionProgress\x12\x19\n\x11sections_reported\x18\x01 \x01(\x03\x12\x19\n\x11sections_expected\x18\x02 \x01(\x03\x12\x0e\n\x06\x63losed\x18\x03 \x01(\x08\"\xed\x01\n\x08RunEvent\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12,\n\trun_state\x18\x06 \x01(\x0e\x32\x19.happyneurons.v1.RunState\x12$\n\x03job\x18\x07 \x01(\x0b\x32\x17.happyneurons.v1.RunJob\x12#\n\x04gate\x18\x08 \x01(\x0b\x32\x15.happyneurons.v1.Gate\"\xd4\x01\n\x0eJobExplanation\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08job_name\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.happyneurons.v1.JobState\x12\x0e\n\x06reused\x18\x05 \x01(\x08\x12\x0f\n\x07reasons\x18\x06 \x03(\t\x12\x19\n\x11\x63ompared_with_key\x18\x07 \x01(\t\x12\x13\n\x0b\x64ifferences\x18\x08 \x03(\t\x12\x18\n\x10site_explanation\x18\t \x01(\t\"\xac\x01\n\x04Site\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x65xecutor\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\r\n\x05\x63ores\x18\x04 \x01(\x05\x12\x11\n\tmemory_gb\x18\x05 \x01(\x01\x12\x11\n\tavailable\x18\x06 \x01(\x08\x12\x0f\n\x07problem\x18\x07 \x01(\t\x12\x13\n\x0bjobs_queued\x18\x08 \x01(\x05\x12\x14\n\x0cjobs_running\x18\t \x01(\x05*\x9b\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_RUNNING\x10\x01\x12\x15\n\x11RUN_STATE_WAITING\x10\x02\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x05*\x88\x01\n\tGateState\x12\x1a\n\x16GATE_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11GATE_STATE_CLOSED\x10\x01\x12\x16\n\x12GATE_STATE_WAITING\x10\x02\x12\x17\n\x13GATE_STATE_APPROVED\x10\x03\x12\x17\n\x13GATE_STATE_REJECTED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fhappyneurons/v1/pipelines.proto\x12\x0fhappyneurons.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ahappyneurons/v1/jobs.proto\"\xb9\x01\n\x0cPipelineSpec\x12\x0c\n\x04yaml\x18\x01 \x01(\t\x12\x41\n\nparameters\x18\x02 \x03(\x0b\x32-.happyneurons.v1.PipelineSpec.ParametersEntry\x12\x13\n\x0bsource_name\x18\x03 \x01(\t\x12\x10\n\x08\x62\x61se_uri\x18\x04 \x01(\t\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\x11PipelineViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0c\n\x04line\x18\x03 \x01(\x05\x12\x0e\n\x06\x63olumn\x18\x04 \x01(\x05\"v\n\x06RunJob\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\r\n\x05needs\x18\x03 \x03(\t\x12!\n\x03job\x18\x04 \x01(\x0b\x32\x14.happyneurons.v1.Job\x12\x1e\n\x16infrastructure_retries\x18\x05 \x01(\x05\"\xae\x02\n\x04Gate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05needs\x18\x02 \x03(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.happyneurons.v1.GateState\x12\x10\n\x08question\x18\x04 \x01(\t\x12\x11\n\tcondition\x18\x05 \x01(\t\x12\x33\n\x07metrics\x18\x06 \x03(\x0b\x32\".happyneurons.v1.Gate.MetricsEntry\x12\x12\n\ndecided_by\x18\x07 \x01(\t\x12/\n\x0b\x64\x65\x63ide_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63omment\x18\t \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x91\x03\n\x03Run\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03uri\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.happyneurons.v1.RunState\x12\x0f\n\x07message\x18\x05 \x01(\t\x12%\n\x04jobs\x18\x06 \x03(\x0b\x32\x17.happyneurons.v1.RunJob\x12$\n\x05gates\x18\x07 \x03(\x0b\x32\x15.happyneurons.v1.Gate\x12/\n\x08pipeline\x18\x08 \x01(\x0b\x32\x1d.happyneurons.v1.PipelineSpec\x12\x37\n\x0b\x61\x63quisition\x18\t \x01(\x0b\x32\".happyneurons.v1.AcquisitionStatus\x12/\n\x0bsubmit_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nlast_event\x18\x0c \x01(\x03\"\xc0\x02\n\x11\x41\x63quisitionStatus\x12\x19\n\x11sections_reported\x18\x01 \x01(\x03\x12\x18\n\x10sections_waiting\x18\x02 \x01(\x03\x12\x18\n\x10sections_in_work\x18\x03 \x01(\x03\x12\x15\n\rsections_done\x18\x04 \x01(\x03\x12\x17\n\x0fsections_failed\x18\x05 \x01(\x03\x12\x1d\n\x15sections_imaged_again\x18\x06 \x01(\x03\x12\x0f\n\x07\x62\x61tches\x18\x07 \x01(\x03\x12\r\n\x05\x65nded\x18\x08 \x01(\x08\x12+\n\x04gaps\x18\t \x03(\x0b\x32\x1d.happyneurons.v1.SectionRange\x12\x18\n\x10sections_in_gaps\x18\n \x01(\x03\x12&\n\x03lag\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\"/\n\x0cSectionRange\x12\x0f\n\x07\x66irst_z\x18\x01 \x01(\x03\x12\x0e\n\x06last_z\x18\x02 \x01(\x03\"\xed\x01\n\x08RunEvent\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12,\n\trun_state\x18\x06 \x01(\x0e\x32\x19.happyneurons.v1.RunState\x12$\n\x03job\x18\x07 \x01(\x0b\x32\x17.happyneurons.v1.RunJob\x12#\n\x04gate\x18\x08 \x01(\x0b\x32\x15.happyneurons.v1.Gate\"\xd4\x01\n\x0eJobExplanation\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08job_name\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.happyneurons.v1.JobState\x12\x0e\n\x06reused\x18\x05 \x01(\x08\x12\x0f\n\x07reasons\x18\x06 \x03(\t\x12\x19\n\x11\x63ompared_with_key\x18\x07 \x01(\t\x12\x13\n\x0b\x64ifferences\x18\x08 \x03(\t\x12\x18\n\x10site_explanation\x18\t \x01(\t\"\xac\x01\n\x04Site\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x65xecutor\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\r\n\x05\x63ores\x18\x04 \x01(\x05\x12\x11\n\tmemory_gb\x18\x05 \x01(\x01\x12\x11\n\tavailable\x18\x06 \x01(\x08\x12\x0f\n\x07problem\x18\x07 \x01(\t\x12\x13\n\x0bjobs_queued\x18\x08 \x01(\x05\x12\x14\n\x0cjobs_running\x18\t \x01(\x05*\x9b\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_RUNNING\x10\x01\x12\x15\n\x11RUN_STATE_WAITING\x10\x02\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x05*\x88\x01\n\tGateState\x12\x1a\n\x16GATE_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11GATE_STATE_CLOSED\x10\x01\x12\x16\n\x12GATE_STATE_WAITING\x10\x02\x12\x17\n\x13GATE_STATE_APPROVED\x10\x03\x12\x17\n\x13GATE_STATE_REJECTED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,30 +38,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PIPELINESPEC_PARAMETERSENTRY']._serialized_options = b'8\001'
   _globals['_GATE_METRICSENTRY']._loaded_options = None
   _globals['_GATE_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_RUNSTATE']._serialized_start=1943
-  _globals['_RUNSTATE']._serialized_end=2098
-  _globals['_GATESTATE']._serialized_start=2101
-  _globals['_GATESTATE']._serialized_end=2237
-  _globals['_PIPELINESPEC']._serialized_start=114
-  _globals['_PIPELINESPEC']._serialized_end=299
-  _globals['_PIPELINESPEC_PARAMETERSENTRY']._serialized_start=250
-  _globals['_PIPELINESPEC_PARAMETERSENTRY']._serialized_end=299
-  _globals['_PIPELINEVIOLATION']._serialized_start=301
-  _globals['_PIPELINEVIOLATION']._serialized_end=386
-  _globals['_RUNJOB']._serialized_start=388
-  _globals['_RUNJOB']._serialized_end=506
-  _globals['_GATE']._serialized_start=509
-  _globals['_GATE']._serialized_end=811
-  _globals['_GATE_METRICSENTRY']._serialized_start=765
-  _globals['_GATE_METRICSENTRY']._serialized_end=811
-  _globals['_RUN']._serialized_start=814
-  _globals['_RUN']._serialized_end=1217
-  _globals['_ACQUISITIONPROGRESS']._serialized_start=1219
-  _globals['_ACQUISITIONPROGRESS']._serialized_end=1310
-  _globals['_RUNEVENT']._serialized_start=1313
-  _globals['_RUNEVENT']._serialized_end=1550
-  _globals['_JOBEXPLANATION']._serialized_start=1553
-  _globals['_JOBEXPLANATION']._serialized_end=1765
-  _globals['_SITE']._serialized_start=1768
-  _globals['_SITE']._serialized_end=1940
+  _globals['_RUNSTATE']._serialized_start=2252
+  _globals['_RUNSTATE']._serialized_end=2407
+  _globals['_GATESTATE']._serialized_start=2410
+  _globals['_GATESTATE']._serialized_end=2546
+  _globals['_PIPELINESPEC']._serialized_start=146
+  _globals['_PIPELINESPEC']._serialized_end=331
+  _globals['_PIPELINESPEC_PARAMETERSENTRY']._serialized_start=282
+  _globals['_PIPELINESPEC_PARAMETERSENTRY']._serialized_end=331
+  _globals['_PIPELINEVIOLATION']._serialized_start=333
+  _globals['_PIPELINEVIOLATION']._serialized_end=418
+  _globals['_RUNJOB']._serialized_start=420
+  _globals['_RUNJOB']._serialized_end=538
+  _globals['_GATE']._serialized_start=541
+  _globals['_GATE']._serialized_end=843
+  _globals['_GATE_METRICSENTRY']._serialized_start=797
+  _globals['_GATE_METRICSENTRY']._serialized_end=843
+  _globals['_RUN']._serialized_start=846
+  _globals['_RUN']._serialized_end=1247
+  _globals['_ACQUISITIONSTATUS']._serialized_start=1250
+  _globals['_ACQUISITIONSTATUS']._serialized_end=1570
+  _globals['_SECTIONRANGE']._serialized_start=1572
+  _globals['_SECTIONRANGE']._serialized_end=1619
+  _globals['_RUNEVENT']._serialized_start=1622
+  _globals['_RUNEVENT']._serialized_end=1859
+  _globals['_JOBEXPLANATION']._serialized_start=1862
+  _globals['_JOBEXPLANATION']._serialized_end=2074
+  _globals['_SITE']._serialized_start=2077
+  _globals['_SITE']._serialized_end=2249
 # @@protoc_insertion_point(module_scope)

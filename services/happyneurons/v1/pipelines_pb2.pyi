@@ -5,6 +5,7 @@ Pipelines (graphs of jobs) and runs (pipelines being carried out)."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -181,7 +182,7 @@ class RunJob(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     INFRASTRUCTURE_RETRIES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name in the pipeline; jobs of a sweep are NAME[VALUE,…]."""
+    """Its name in the pipeline; jobs of a sweep are NAME[VALUE,…], jobs of a batch NAME[NNNN]."""
     site: _builtins.str
     infrastructure_retries: _builtins.int
     """Times that the infrastructure made it start again."""
@@ -320,8 +321,8 @@ class Run(_message.Message):
     @_builtins.property
     def pipeline(self) -> Global___PipelineSpec: ...
     @_builtins.property
-    def acquisition(self) -> Global___AcquisitionProgress:
-        """Set while the run takes sections from a microscope."""
+    def acquisition(self) -> Global___AcquisitionStatus:
+        """Set in open runs: those that take sections from a microscope while they go on."""
 
     @_builtins.property
     def submit_time(self) -> _timestamp_pb2.Timestamp: ...
@@ -338,7 +339,7 @@ class Run(_message.Message):
         jobs: _abc.Iterable[Global___RunJob] | None = ...,
         gates: _abc.Iterable[Global___Gate] | None = ...,
         pipeline: Global___PipelineSpec | None = ...,
-        acquisition: Global___AcquisitionProgress | None = ...,
+        acquisition: Global___AcquisitionStatus | None = ...,
         submit_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         last_event: _builtins.int = ...,
@@ -352,31 +353,95 @@ class Run(_message.Message):
 Global___Run: _TypeAlias = Run  # noqa: Y015
 
 @_typing.final
-class AcquisitionProgress(_message.Message):
-    """How far a run is behind its microscope."""
+class AcquisitionStatus(_message.Message):
+    """How far a run is behind its microscope. Sections are counted once, however often they were imaged."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SECTIONS_REPORTED_FIELD_NUMBER: _builtins.int
-    SECTIONS_EXPECTED_FIELD_NUMBER: _builtins.int
-    CLOSED_FIELD_NUMBER: _builtins.int
+    SECTIONS_WAITING_FIELD_NUMBER: _builtins.int
+    SECTIONS_IN_WORK_FIELD_NUMBER: _builtins.int
+    SECTIONS_DONE_FIELD_NUMBER: _builtins.int
+    SECTIONS_FAILED_FIELD_NUMBER: _builtins.int
+    SECTIONS_IMAGED_AGAIN_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    GAPS_FIELD_NUMBER: _builtins.int
+    SECTIONS_IN_GAPS_FIELD_NUMBER: _builtins.int
+    LAG_FIELD_NUMBER: _builtins.int
     sections_reported: _builtins.int
-    sections_expected: _builtins.int
-    closed: _builtins.bool
+    """Reported so far."""
+    sections_waiting: _builtins.int
+    """Of these: in no batch yet, in a batch that is in work, through all jobs of their batch, in a batch of
+    which a job failed.
+    """
+    sections_in_work: _builtins.int
+    sections_done: _builtins.int
+    sections_failed: _builtins.int
+    sections_imaged_again: _builtins.int
+    """Reports of sections that were imaged again."""
+    batches: _builtins.int
+    """Batches opened so far."""
+    ended: _builtins.bool
+    """The microscope has said that no more sections will come."""
+    sections_in_gaps: _builtins.int
+    @_builtins.property
+    def gaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___SectionRange]:
+        """Sections between the first and the last one reported that are not there: the first ranges of them, and
+        how many they are in all. They may be late, or missing.
+        """
+
+    @_builtins.property
+    def lag(self) -> _duration_pb2.Duration:
+        """Time since the oldest section that waits or is in work was reported; absent if there is none."""
+
     def __init__(
         self,
         *,
         sections_reported: _builtins.int = ...,
-        sections_expected: _builtins.int = ...,
-        closed: _builtins.bool = ...,
+        sections_waiting: _builtins.int = ...,
+        sections_in_work: _builtins.int = ...,
+        sections_done: _builtins.int = ...,
+        sections_failed: _builtins.int = ...,
+        sections_imaged_again: _builtins.int = ...,
+        batches: _builtins.int = ...,
+        ended: _builtins.bool = ...,
+        gaps: _abc.Iterable[Global___SectionRange] | None = ...,
+        sections_in_gaps: _builtins.int = ...,
+        lag: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lag", b"lag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "sections_expected", b"sections_expected", "sections_reported", b"sections_reported"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "ended", b"ended", "gaps", b"gaps", "lag", b"lag", "sections_done", b"sections_done", "sections_failed", b"sections_failed", "sections_imaged_again", b"sections_imaged_again", "sections_in_gaps", b"sections_in_gaps", "sections_in_work", b"sections_in_work", "sections_reported", b"sections_reported", "sections_waiting", b"sections_waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___AcquisitionProgress: _TypeAlias = AcquisitionProgress  # noqa: Y015
+Global___AcquisitionStatus: _TypeAlias = AcquisitionStatus  # noqa: Y015
+
+@_typing.final
+class SectionRange(_message.Message):
+    """Consecutive sections."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_Z_FIELD_NUMBER: _builtins.int
+    LAST_Z_FIELD_NUMBER: _builtins.int
+    first_z: _builtins.int
+    last_z: _builtins.int
+    """Inclusive."""
+    def __init__(
+        self,
+        *,
+        first_z: _builtins.int = ...,
+        last_z: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_z", b"first_z", "last_z", b"last_z"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SectionRange: _TypeAlias = SectionRange  # noqa: Y015
 
 @_typing.final
 class RunEvent(_message.Message):
@@ -395,7 +460,7 @@ class RunEvent(_message.Message):
     number: _builtins.int
     """1, 2, 3, … within a run. WatchRun resumes after it."""
     type: _builtins.str
-    """What happened, such as `job_submitted`, `job_succeeded`, `gate_decided`, `run_succeeded`."""
+    """What happened, such as `job_submitted`, `job_succeeded`, `gate_decided`, `batch_opened`, `run_ended`."""
     subject: _builtins.str
     """The job or gate that it is about; empty for the run itself."""
     message: _builtins.str

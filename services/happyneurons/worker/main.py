@@ -3,6 +3,7 @@
 hpn-stage run JOB_URI      attempt a job (what mpiexec starts, on every rank)
 hpn-stage serve            serve the StageService over gRPC
 hpn-stage describe [NAME]  print stages as JSON
+hpn-stage selftest         say what ranks find here: MPI, store, scratch
 """
 
 from __future__ import annotations
@@ -74,6 +75,18 @@ def describe(name: str | None) -> None:
 
 
 @main.command()
+@click.option("--store", "store_uri", metavar="URI", help="Try out this store as well.")
+def selftest(store_uri: str | None) -> None:
+    """Say what MPI ranks find here, as JSON (start it as `run` is started). Exits with 1 if something is wrong."""
+    from happyneurons.worker.selftest import selftest as test
+
+    document = test(store_uri)
+    if document is not None:
+        click.echo(json.dumps(document))
+        sys.exit(EXIT_FAILED if document["problems"] else 0)
+
+
+@main.command()
 @click.option("--store", "store_uri", required=True, metavar="URI", help="Root of the store.")
 @click.option("--address", default="127.0.0.1:50051", show_default=True, help="host:port to listen on; port 0: any.")
 @click.option("--cores", type=click.IntRange(min=1), help="Cores that jobs may use together [default: all].")
@@ -91,4 +104,4 @@ def serve(store_uri: str, address: str, cores: int | None, memory_gb: float | No
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="hpn-stage")

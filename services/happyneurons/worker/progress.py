@@ -25,6 +25,7 @@ from happyneurons.jobs.journal import Entry, JournalWriter
 from happyneurons.jobs.stage import Task
 from happyneurons.worker.farm import Outcome, abort_all
 from happyneurons.worker.logs import StoreLogHandler
+from happyneurons.worker.suspects import Caution
 
 UNWANTED_GRACE_S = 3.0
 """How long a task of a cancelled or superseded attempt may go on: nobody wants its result."""
@@ -50,7 +51,7 @@ class Progress:
     bytes: int = 0
     task_seconds: float = 0.0
     longest_task_s: float = 0.0
-    solo: bool = False
+    caution: Caution = "none"
     in_flight: set[str] = field(default_factory=set)
     started: float = field(default_factory=time.time)
     _round_started: float = field(default_factory=time.monotonic)

@@ -203,14 +203,23 @@ class Coordinator:
         todo = (t for t in round_.plan(context) if t.key not in journal)
         deferred: list[Task] = []
         self._carry_out(index, round_, todo, deferred)
-        for task in deferred:
+        self._carry_out_suspects(index, round_, deferred)
+
+    def _carry_out_suspects(self, index: int, round_: Round, tasks: list[Task]) -> None:
+        """Tasks that were under way when ranks died: few at a time, so that the guilty one shows."""
+        at_a_time = self.suspects.at_a_time(len(tasks))
+        trusted = []
+        for task in tasks:
             if self.suspects.died_alone(round_.name, task.key):
                 self._quarantine(round_, task, "the rank that ran it died, twice and alone (out of memory? a crash?)")
-                continue
-            log.warning("task %s/%s was under way when ranks died: run alone", round_.name, task.key)
-            self.progress.solo = True
-            self._carry_out(index, round_, iter([task]), None)
-            self.progress.solo = False
+            else:
+                trusted.append(task)
+        if trusted:
+            log.warning("%d tasks were under way when ranks died: run %d at a time", len(trusted), at_a_time)
+        self.progress.caution = "alone" if at_a_time == 1 else "group"
+        for start in range(0, len(trusted), at_a_time):
+            self._carry_out(index, round_, iter(trusted[start : start + at_a_time]), None)
+        self.progress.caution = "none"
 
     def _carry_out(self, index: int, round_: Round, tasks: Iterator[Task], deferred: list[Task] | None) -> None:
         """Keep the farm busy until `tasks` is exhausted. Suspects go to `deferred`, if given."""
@@ -229,7 +238,7 @@ class Coordinator:
                     deferred.append(task)
                     continue
                 self.progress.in_flight.add(task.key)
-                if self.suspects.careful or self.progress.solo:
+                if self.suspects.careful or self.progress.caution != "none":
                     self.heartbeat.beat()  # so that the next attempt knows what was under way
                 pending[self.farm.submit(execute, index, task)] = task
             if not pending:

@@ -20,7 +20,18 @@ from pathlib import Path
 from pydantic import Field
 
 from happyneurons.errors import UserError
-from happyneurons.jobs.stage import Output, OutputSpec, Round, Stage, StageParams, StageResult, Task, TaskResult
+from happyneurons.jobs.stage import (
+    InputSpec,
+    Output,
+    OutputSpec,
+    Round,
+    Stage,
+    StageParams,
+    StageResult,
+    Task,
+    TaskResult,
+)
+from happyneurons.store.documents import Store
 
 
 class SandboxParams(StageParams):
@@ -81,3 +92,43 @@ class Sandbox(Stage[SandboxParams]):
     def finish(self, context):
         ((_, data),) = context.results("sum")
         return StageResult({"numbers": Output("table")}, {"sum": data["sum"]})
+
+
+class GatherParams(StageParams):
+    source: str = Field("", description="URI of a batch document")
+    poison: str = Field("", description="While this file is there, the task fails")
+
+
+class GatherRows(Round):
+    name = "rows"
+
+    def plan(self, context):
+        yield Task("rows")
+
+    def run(self, task, context):
+        if context.params.poison and Path(context.params.poison).exists():
+            raise ValueError("poisoned")
+        rows = []
+        if context.params.source:
+            folder, name = context.params.source.rsplit("/", 1)
+            rows = [[s["z"], s["version"]] for s in Store(folder).get_json(name)["sections"]]
+        for artifact in context.inputs.get("tables", ()):
+            rows += artifact.store().get_json("table.json")["rows"]
+        context.output_store("table").put_json("table.json", {"columns": ["z", "version"], "rows": rows})
+        return TaskResult({"rows": len(rows)})
+
+
+class Gather(Stage[GatherParams]):
+    """The sections of a batch, then the rows of its inputs, in their order."""
+
+    name, version, summary = "gather", "1", "Joins tables (for tests)"
+    Params = GatherParams
+    inputs = {"tables": InputSpec("table", "tables to join", optional=True, many=True)}
+    outputs = {"table": OutputSpec("table", "all rows")}
+
+    def rounds(self, context):
+        return [GatherRows()]
+
+    def finish(self, context):
+        ((_, data),) = context.results("rows")
+        return StageResult({"table": Output("table")}, {"rows": data["rows"]})

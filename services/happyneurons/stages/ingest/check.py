@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
+from happyneurons.acquisition.tiles import decode, read_header
+from happyneurons.errors import NotFoundError
+from happyneurons.store.documents import Store
 
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+Place = Path | str
+"""A file's path, or the URI of an object in a cloud store."""
 
 
 @dataclass(frozen=True)
@@ -28,67 +31,58 @@ class TileFacts:
     data: bytes = b""
 
 
-def decode(data: bytes) -> np.ndarray:
-    """The picture in a TIFF, PNG or JPEG, decoded to its last pixel. Raises ValueError if damaged."""
-    if not data:
-        raise ValueError("the file is empty")
-    try:
-        if data[:4] in TIFF:
-            import tifffile
-
-            with tifffile.TiffFile(io.BytesIO(data)) as file:
-                page = file.pages[0]
-                # An uncompressed TIFF cut short would else be read as far as it goes.
-                ends = [o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)]
-                if not ends or max(ends) > len(data):
-                    raise ValueError(f"it ends after {len(data)} of {max(ends, default=0)} bytes")
-                return np.asarray(page.asarray())
-        # Pillow refuses pictures that are cut short; OpenCV returns what there is of them.
-        from PIL import Image
-
-        with Image.open(io.BytesIO(data)) as picture:
-            return np.asarray(picture)
-    except Exception as error:
-        text = str(error).strip().splitlines()
-        raise ValueError(text[0] if text else type(error).__name__) from error
+def read_bytes(place: Place) -> bytes:
+    """What a file or object holds. Raises OSError, NotFoundError, StoreError."""
+    if isinstance(place, Path):
+        return place.read_bytes()
+    folder, _, name = place.rpartition("/")
+    return _store(folder).get(name)
 
 
-def read_header(path: Path) -> tuple[int, int, str] | None:
-    """(width, height, dtype) without decoding; None if the file cannot tell."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-        if magic in TIFF:
-            import tifffile
-
-            with tifffile.TiffFile(path) as tiff:
-                page = tiff.pages[0]
-                return int(page.shape[1]), int(page.shape[0]), str(np.dtype(page.dtype))
-        from PIL import Image
-
-        with Image.open(path) as picture:
-            # Only the mode's type: one row is decoded lazily by Pillow's own table.
-            dtype = {"I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}.get(picture.mode, "uint8")
-            return picture.width, picture.height, dtype
-    except Exception:  # noqa: BLE001 - decoders raise whatever they like on damaged bytes
-        return None
+@lru_cache(maxsize=64)
+def _store(folder: str) -> Store:
+    """Opened once, so that tiles of a folder share connections."""
+    return Store(folder)
 
 
-def usual_form(paths: Iterable[Path]) -> tuple[int, int, str] | None:
-    """The most common (width, height, dtype) of pictures, by their headers; of equals the smallest."""
-    forms = Counter(form for form in map(read_header, paths) if form is not None)
+def usual_form(places: Iterable[Place]) -> tuple[int, int, str] | None:
+    """The most common (width, height, dtype) of pictures, by their headers; of equals the smallest.
+
+    Raises StoreError.
+    """
+    forms = Counter(form for form in map(_form, places) if form is not None)
     return min(forms, key=lambda form: (-forms[form], form)) if forms else None
 
 
-def check_tile(path: Path | None, size: tuple[int, int], dtype: str, blank_std: float, keep: bool) -> TileFacts:
-    """Read a tile whole and judge it. size: (width, height) it must have. keep: leave its bytes in `data`."""
+def _form(place: Place) -> tuple[int, int, str] | None:
+    if isinstance(place, Path):
+        return read_header(place)
+    try:
+        picture = decode(read_bytes(place))
+    except (NotFoundError, ValueError):
+        return None
+    return picture.shape[1], picture.shape[0], str(picture.dtype)
+
+
+def check_tile(
+    path: Place | None, size: tuple[int, int], dtype: str, blank_std: float, keep: bool, sha256: str = ""
+) -> TileFacts:
+    """Read a tile whole and judge it. size: (width, height) it must have. keep: leave its bytes in `data`.
+
+    sha256: of its bytes, where somebody said it. Raises StoreError: a store that is away is not the tile's fault.
+    """
     if path is None:
         return TileFacts("missing", "there is no such file")
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         return TileFacts("missing", f"{path}: {error.strerror or error}")
+    except NotFoundError as error:
+        return TileFacts("missing", str(error))
     facts = TileFacts("ok", sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), data=data if keep else b"")
+    if sha256 and facts.sha256 != sha256:
+        problem = f"{path} is not the file that was reported: its sha256 is {facts.sha256[:16]}…, not {sha256[:16]}…"
+        return replace(facts, status="truncated", problem=problem)
     try:
         picture = decode(data)
     except ValueError as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,13 +15,16 @@ from happyneurons.acquisition.metadata import (
     SectionDocument,
     read_document,
 )
+from happyneurons.acquisition.patterns import compile_pattern, place_of, walk
 from happyneurons.errors import UserError
+from happyneurons.store.documents import Store
 
 
 @dataclass(frozen=True)
 class TilePlan:
     """A tile that ought to be there. x_px, y_px: nominal place of its first pixel, or None where the
-    layout says nothing of places (they follow from row, col and the overlap). path None: no such file."""
+    layout says nothing of places (they follow from row, col and the overlap). path None: no such file,
+    or one in a cloud store (`uri`)."""
 
     row: int
     col: int
@@ -33,21 +34,40 @@ class TilePlan:
     size: tuple[int, int] | None = None
     """(width, height) the metadata promise."""
     name: str = ""
+    uri: str = ""
+    """Of a tile in a cloud store."""
+    sha256: str = ""
+    """What its bytes must have; empty if nobody said."""
+
+    @property
+    def place(self) -> Path | str | None:
+        """Its path, or its URI in a cloud store; None if there is no such file."""
+        return self.path or self.uri or None
 
     @property
     def exists(self) -> bool:
-        return self.path is not None and self.path.is_file()
+        if self.path is not None:
+            return self.path.is_file()
+        folder, _, name = self.uri.rpartition("/")
+        return bool(folder) and Store(folder).exists(name)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Everything a source says without opening its tiles. `sections` holds each z of `z_range`."""
+    """Everything a source says without opening its tiles. `sections` and `missing` hold each of `numbers`."""
 
     sections: dict[int, tuple[TilePlan, ...]]
     missing: dict[int, str] = field(default_factory=dict)
     """Sections of the range that are not there at all, and why."""
     pixel_size_nm: float | None = None
     section_thickness_nm: float | None = None
+    sparse: bool = False
+    """Sections of the range that are neither here nor missing are somebody else's."""
+
+    @property
+    def numbers(self) -> list[int]:
+        """The sections to look at, ascending."""
+        return sorted({*self.sections, *self.missing}) if self.sparse else list(range(*self.z_range))
 
     @property
     def z_range(self) -> tuple[int, int]:
@@ -86,7 +106,7 @@ def listing_files(source: Path) -> Iterator[tuple[str, int, int]]:
     if source.is_file():
         paths = [source, *(p for p, _, _, _ in _trakem2_lines(source))]
     else:
-        paths = sorted(source / name for name in _walk(source))
+        paths = sorted(source / name for name in walk(source))
     for path in paths:
         try:
             status = path.stat()
@@ -108,15 +128,6 @@ def _guess(source: Path, pattern: str | None) -> str:
         f"source {source}: no {ACQUISITION_FILE} in it; for tiles with speaking names set pattern, "
         "for instance pattern='{z}_{row}_{col}.png', or give a TrakEM2 import list (a text file)"
     )
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """Relative names of the files below a folder; hidden ones and the truth of a simulation left out."""
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(d for d in folders if not d.startswith(".") and not (root == str(folder) and d == "truth"))
-        for name in sorted(files):
-            if not name.startswith("."):
-                yield str((Path(root) / name).relative_to(folder))
 
 
 def _happyneurons(folder: Path, z_range: tuple[int, int] | None) -> Listing:
@@ -141,35 +152,16 @@ def _happyneurons(folder: Path, z_range: tuple[int, int] | None) -> Listing:
     return Listing(sections, missing, document.voxel_size_nm_xyz[0], document.voxel_size_nm_xyz[2])
 
 
-def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """A regular expression with groups z, row, col, or a format such as `{z}_{row}_{col}.png`."""
-    names = ("z", "row", "col")
-    try:
-        if "(?P<" in pattern:
-            compiled = re.compile(pattern)
-        else:
-            parts = re.split(r"\{(\w+)\}", pattern)
-            text = "".join(rf"(?P<{p}>\d+)" if i % 2 else re.escape(p) for i, p in enumerate(parts))
-            compiled = re.compile(text)
-    except re.error as error:
-        raise UserError(f"pattern {pattern!r}: {error}") from None
-    unknown = set(compiled.groupindex) - set(names)
-    if unknown or not compiled.groupindex:
-        raise UserError(f"pattern {pattern!r}: name the parts z, row and col, as in '{{z}}_{{row}}_{{col}}.png'")
-    return compiled
-
-
 def _pattern(folder: Path, pattern: str | None, z_range: tuple[int, int] | None) -> Listing:
     if not pattern:
         raise UserError("layout pattern: set pattern, for instance '{z}_{row}_{col}.png'")
     compiled = compile_pattern(pattern)
     found: dict[int, dict[tuple[int, int], Path]] = {}
-    for name in _walk(folder):
-        match = compiled.fullmatch(name)
-        if match is None:
+    for name in walk(folder):
+        told = place_of(compiled, name)
+        if told is None:
             continue
-        part = {key: int(value) for key, value in match.groupdict().items() if value is not None}
-        z, place = part.get("z", 0), (part.get("row", 0), part.get("col", 0))
+        z, place = told[0], told[1:]
         other = found.setdefault(z, {}).setdefault(place, folder / name)
         if other != folder / name:
             raise UserError(f"source {folder}: both {other.name} and {name} are section {z}, row and column {place}")

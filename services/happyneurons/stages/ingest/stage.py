@@ -35,11 +35,13 @@ UNUSABLE = ("missing", "truncated", "wrong_size", "wrong_type")
 
 
 class IngestParams(StageParams):
-    source: str = Field(description="Folder of tiles (path or file:// URI), or a TrakEM2 import list")
-    layout: Literal["auto", "happyneurons", "pattern", "trakem2"] = Field(
+    source: str = Field(
+        description="Folder of tiles (path or file:// URI), a TrakEM2 import list, or the URI of a batch document"
+    )
+    layout: Literal["auto", "happyneurons", "pattern", "trakem2", "batch"] = Field(
         "auto",
         description="happyneurons: acquisition.json and sections/; pattern: by file names; trakem2: a text file of"
-        " path, x, y, z separated by tabs, x and y in px",
+        " path, x, y, z separated by tabs, x and y in px; batch: sections of an open run, ${batch} in its pipeline",
     )
     pattern: str | None = Field(
         None,
@@ -77,10 +79,17 @@ def source_path(params: IngestParams) -> Path:
 
 def load_listing(context: Context[IngestParams]) -> Listing:
     """The source's listing; once per process."""
+    from happyneurons.stages.ingest.batch import is_batch, list_batch
     from happyneurons.stages.ingest.layouts import list_source
 
     p = context.params
-    listing: Listing = context.once("listing", lambda: list_source(source_path(p), p.layout, p.pattern, p.z_range))
+
+    def find() -> Listing:
+        if is_batch(p.source, p.layout):
+            return list_batch(p.source, p.z_range)
+        return list_source(source_path(p), p.layout, p.pattern, p.z_range)
+
+    listing: Listing = context.once("listing", find)
     return listing
 
 
@@ -91,7 +100,7 @@ def tile_form(context: Context[IngestParams]) -> tuple[int, int, str]:
     def find() -> tuple[int, int, str]:
         listing = load_listing(context)
         for z in sorted(listing.sections):
-            form = usual_form(t.path for t in listing.sections[z] if t.path is not None and t.exists)
+            form = usual_form(t.place for t in listing.sections[z] if t.place is not None and t.exists)
             if form is not None:
                 return form
         raise UserError(f"source {context.params.source}: none of its tiles is a readable picture (TIFF, PNG, JPEG)")
@@ -120,7 +129,7 @@ class CheckSections(Round):
 
     def plan(self, context: Context[IngestParams]) -> Iterable[Task]:
         listing = load_listing(context)
-        for z in range(*listing.z_range):
+        for z in listing.numbers:
             tiles = len(listing.sections.get(z, ()))
             yield Task(key=f"{z:06d}", payload={"z": z}, cost=max(1.0, float(tiles)))
 
@@ -136,7 +145,9 @@ class CheckSections(Round):
             return TaskResult(data={"status": "missing", "counts": {}})
         width, height, dtype = tile_form(context)
         facts = mark_duplicates([
-            (t.name, check_tile(t.path, t.size or (width, height), dtype, params.blank_std, params.copy_tiles))
+            (t.name, check_tile(
+                t.place, t.size or (width, height), dtype, params.blank_std, params.copy_tiles, t.sha256
+            ))
             for t in plans
         ])  # fmt: skip
         for plan, fact in zip(plans, facts, strict=True):
@@ -160,9 +171,9 @@ class CheckSections(Round):
         form = tile_form(context)
         width, height = plan.size or form[:2]
         step = 1 - context.params.tile_overlap_fraction
-        uri = plan.path.as_uri() if plan.path is not None else ""
-        if facts.data and plan.path is not None:
-            name = f"tiles/{z:06d}/r{plan.row}_c{plan.col}{plan.path.suffix.lower()}"
+        uri = plan.path.as_uri() if plan.path is not None else plan.uri
+        if facts.data and plan.place is not None:
+            name = f"tiles/{z:06d}/r{plan.row}_c{plan.col}{Path(plan.place).suffix.lower()}"
             context.output_store("tiles").put(name, facts.data)
             uri = context.output_store("tiles").url(name)
         return {
@@ -175,7 +186,7 @@ class CheckSections(Round):
 
 
 def _complaint(z: int, plan: TilePlan, facts: TileFacts) -> str:
-    file = plan.path if plan.path is not None else plan.name
+    file = plan.place or plan.name
     what = f"is missing ({file})" if facts.status == "missing" else f"cannot be used: {facts.problem}"
     return f"section {z}: tile row {plan.row}, column {plan.col} {what}; acquire it again, or set missing=mark"
 
@@ -202,8 +213,11 @@ class Ingest(Stage[IngestParams]):
     outputs = {"tiles": OutputSpec("tile_set", "checked tiles with their nominal positions")}
 
     def fingerprint(self, params: IngestParams) -> str | None:
+        from happyneurons.stages.ingest.batch import batch_fingerprint, is_batch
         from happyneurons.stages.ingest.layouts import listing_files
 
+        if is_batch(params.source, params.layout):
+            return batch_fingerprint(params.source)
         digest = hashlib.sha256()
         for name, size, modified in listing_files(source_path(params)):
             section = re.match(r"sections/(\d+)/", name)
@@ -217,7 +231,7 @@ class Ingest(Stage[IngestParams]):
         voxel_size(context)
         tile_form(context)
         if context.params.missing == "fail":
-            for z in range(*listing.z_range):
+            for z in listing.numbers:
                 if z in listing.missing:
                     raise UserError(f"section {z} is missing: {listing.missing[z]}; acquire it, or set missing=mark")
                 for plan in listing.sections[z]:
@@ -245,6 +259,7 @@ class Ingest(Stage[IngestParams]):
             {
                 "z_range": [first, last], "tile_width": width, "tile_height": height, "dtype": dtype,
                 "pixel_size_nm": size[0], "grid": [cols, rows],
+                **({"sections": listing.numbers} if listing.sparse else {}),
             },
         )  # fmt: skip
         metrics = {"sections": float(sum(sections.values())), "tiles": float(sum(tiles.values()))}

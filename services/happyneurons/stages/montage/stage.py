@@ -48,6 +48,12 @@ class Canvas:
     origin_px: tuple[int, int] | None
 
 
+def section_numbers(context: Context[Any]) -> Sequence[int]:
+    """The sections to join, ascending: those that the tile set names, or all of its range."""
+    properties = context.input("tiles").properties
+    return [int(z) for z in properties.get("sections") or range(*properties["z_range"])]
+
+
 def plan_canvas(context: Context[MontageParams]) -> Canvas:
     """The canvas from the documents of all sections. Raises UserError if there is no tile at all."""
 
@@ -58,10 +64,10 @@ def plan_canvas(context: Context[MontageParams]) -> Canvas:
             raise UserError(f"input tiles: {tiles.uri} holds no sections (z_range {bounds})")
         start, stop = int(bounds[0]), int(bounds[1])
         with ThreadPoolExecutor(8) as pool:
-            documents = list(pool.map(lambda z: section_document(context, z), range(start, stop)))
+            documents = list(pool.map(lambda z: section_document(context, z), section_numbers(context)))
         boxes = [box for box in (_nominal_box(d) for d in documents) if box]
         if not boxes:
-            raise UserError(f"input tiles: none of the {stop - start} sections of {tiles.uri} has a tile")
+            raise UserError(f"input tiles: none of the {len(documents)} sections of {tiles.uri} has a tile")
         margin = context.params.margin_px
         width = max(b[2] - b[0] for b in boxes)
         height = max(b[3] - b[1] for b in boxes)
@@ -124,7 +130,7 @@ class MontageSections(Round):
     def plan(self, context: Context[Any]) -> Iterator[Task]:
         canvas = plan_canvas(context)
         geometry = {"canvas": [canvas.width, canvas.height], "origin": canvas.origin_px}
-        for z in range(canvas.z_start, canvas.z_stop):
+        for z in section_numbers(context):
             yield Task(key=f"{z:06d}", payload={"z": z, **geometry})
 
     def run(self, task: Task, context: Context[Any]) -> TaskResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def read_image(uri: str) -> np.ndarray:
             data = path.read_bytes()
         else:
             folder, name = uri.rsplit("/", 1)
-            data = Store(folder).get(name)
+            data = _store(folder).get(name)
     except StoreError:
         raise  # the store's fault, not the tile's: to be tried again
     except (OSError, HappyError) as error:
@@ -126,6 +127,12 @@ def read_image(uri: str) -> np.ndarray:
     if picture is None:
         raise TaskError(f"tile {uri} is damaged, or neither TIFF, PNG nor JPEG")
     return _grey(np.squeeze(np.asarray(picture)), uri)
+
+
+@lru_cache(maxsize=64)
+def _store(folder: str) -> Store:
+    """Opened once, so that tiles of a folder share connections."""
+    return Store(folder)
 
 
 def _grey(picture: np.ndarray, uri: str) -> np.ndarray:

@@ -196,9 +196,13 @@ class Normalize(Stage[NormalizeParams]):
             if values:
                 metrics[name] = round(sum(values) / len(values), 3)
         z0, z1 = image.start_zyx[0], image.stop_zyx[0]
+        origin = source.properties.get("origin_px")
         output = Output(
             "section_stack", _voxel_size(context),
             Bounds(minimum_xyz=(frame.x0, frame.y0, z0), maximum_xyz=(frame.x1, frame.y1, z1)),
-            {"source": source.uri, "scale": 1 / context.params.downsample, "z_range": [z0, z1], "mask": True},
+            {
+                "source": source.uri, "scale": 1 / context.params.downsample, "z_range": [z0, z1], "mask": True,
+                **({"origin_px": [round(px / context.params.downsample) for px in origin]} if origin else {}),
+            },
         )  # fmt: skip
         return StageResult({"stack": output}, metrics)

@@ -1,0 +1,1 @@
+"""HPC sites: what is known of them (`folders`), setting one up, checking one."""
