@@ -7,6 +7,8 @@ PYTHON ?= python3
 # Test processes at a time, and threads of the libraries inside each.
 JOBS ?= 2
 DEMO_ARGS ?=
+STAGES ?=
+IMAGES_ARGS ?=
 PYTEST_ARGS ?=
 export OMP_NUM_THREADS ?= 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
@@ -17,7 +19,7 @@ STAMP := .venv/.installed
 .PHONY: help
 help: ## show this list
 	@echo "make …"
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-12s %s\n", $$1, $$2 }'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-16s %s\n", $$1, $$2 }'
 
 .PHONY: venv
 venv: $(STAMP) ## make the environment .venv with exact versions (requirements.lock)
@@ -44,7 +46,13 @@ test: $(STAMP) ## unit tests (10 minutes at most)
 
 .PHONY: integration
 integration: $(STAMP) ## tests against real parts: S3, MPI, a browser; and the slow ones
-	@$(BIN)/python -m pytest tests integration_tests -q -m "slow or integration" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests integration_tests -q -m "(slow or integration) and not hpc" $(PYTEST_ARGS)
+
+.PHONY: integration-hpc
+integration-hpc: $(STAMP) ## a real Balsam on a real Slurm, containers (installs them: root, Debian)
+	@scripts/hpc-install
+	@HPN_IMAGES_DIR=$${HPN_IMAGES_DIR:-$(CURDIR)/.hpc/images} \
+	    $(BIN)/python -m pytest integration_tests/hpc -q -m hpc $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy, import rules, buf, protos up to date
@@ -70,8 +78,16 @@ protos: $(STAMP) ## generate services/happyneurons/v1 from protos/
 bench: $(STAMP) ## benchmarks: runs every benchmarks/*.py, prints figures
 	@for file in benchmarks/*.py; do echo "→ $$file"; $(BIN)/python "$$file"; done
 
+.PHONY: images
+images: $(STAMP) ## an image for each stage and one for the control plane (STAGES="montage align": only these)
+	@$(BIN)/python containers/images.py images $(STAGES) $(IMAGES_ARGS)
+
+.PHONY: sif
+sif: $(STAMP) ## SIF files of the images for Apptainer: build/sif (STAGES="montage align": only these)
+	@$(BIN)/python containers/images.py sif $(STAGES) $(IMAGES_ARGS)
+
 .PHONY: lock
-lock: ## renew requirements.lock from pyproject.toml (LOCK_ARGS=--upgrade for newer versions)
+lock: ## renew requirements.lock and containers/locks from pyproject.toml (LOCK_ARGS=--upgrade for newer versions)
 	scripts/lock $(LOCK_ARGS)
 
 .PHONY: clean

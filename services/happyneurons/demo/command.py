@@ -19,8 +19,12 @@ PIPELINE = Path(__file__).with_name("pipeline.yaml")
 @click.option("--seed", default=7, show_default=True, help="Another seed is another tissue.")
 @click.option("--anisotropy", default=1.0, show_default=True, help="Section spacing by pixel size.")
 @click.option("--ranks", default=2, show_default=True, help="MPI ranks of each job.")
+@click.option("--sites", type=click.Path(path_type=Path), help="File of sites [default: this machine].")
+@click.option("--site", default="", help="Site that does the work [default: local, or the first of the file].")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, nothing else.")
-def demo(output: Path, size: str, seed: int, anisotropy: float, ranks: int, as_json: bool) -> None:
+def demo(
+    output: Path, size: str, seed: int, anisotropy: float, ranks: int, sites: Path | None, site: str, as_json: bool
+) -> None:
     """From raw tiles to neurons, on a phantom with known truth.
 
     Makes a phantom of neurites, photographs it with a simulated microscope, starts an orchestrator,
@@ -30,6 +34,7 @@ def demo(output: Path, size: str, seed: int, anisotropy: float, ranks: int, as_j
     from happyneurons.client import Client
     from happyneurons.demo.report import copy_pictures, make_report, summary, write_report
     from happyneurons.orchestrator.server import OrchestratorServer
+    from happyneurons.orchestrator.sites import load_sites
     from happyneurons.store.documents import Store
 
     def say(text: str) -> None:
@@ -43,7 +48,7 @@ def demo(output: Path, size: str, seed: int, anisotropy: float, ranks: int, as_j
     say(f"→ a phantom of {size.replace(',', '×')} voxels, photographed as tiles in {output / 'acquisition'}")
     prepared = prepare(output, settings)
     store = Store(str(output / "store"))
-    server = OrchestratorServer(store)
+    server = OrchestratorServer(store, sites=load_sites(sites), default_site=site)
     server.start()
     try:
         with Client(server.address) as client:
