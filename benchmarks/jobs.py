@@ -121,8 +121,8 @@ def local(jobs: int, rounds: int) -> None:
 def balsam(jobs: int, rounds: int) -> None:
     from integration_tests.hpc.rig import Rig, start_rig
 
-    from happyneurons.executors.balsam import BalsamExecutor
-    from happyneurons.executors.balsam_config import BalsamAccess, PoolLimits
+    from happyneurons.executors.balsam.config import BalsamAccess, PoolLimits
+    from happyneurons.executors.balsam.executor import BalsamExecutor
     from happyneurons.hpc.folders import load_site_folder
 
     def directly(rig: Rig, store: Store, keys: Sequence[str]) -> None:

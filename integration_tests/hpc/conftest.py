@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from integration_tests.hpc.daemons import REPOSITORY
+from integration_tests.hpc.images import Images
 from integration_tests.hpc.rig import PLUGIN, Rig, start_rig
 
 HERE = Path(__file__).resolve().parent
@@ -28,6 +30,14 @@ def sandbox_plugin() -> Iterator[None]:
     yield
     sys.path.remove(str(PLUGIN))
     os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+
+
+@pytest.fixture(scope="session")
+def images() -> Iterator[Images]:
+    """Images and SIF files, built when they are asked for; what `make integration-hpc` left is built upon."""
+    images = Images(Path(os.environ.get("HPN_IMAGES_DIR") or REPOSITORY / ".hpc" / "images"))
+    yield images
+    print(f"images: {images.seconds}")
 
 
 @pytest.fixture(scope="session")

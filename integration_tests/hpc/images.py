@@ -60,8 +60,12 @@ class Images:
 
     def sif(self, stage: str) -> Path:
         """The SIF file of a stage, built by now."""
-        self._script("sif", stage, "--engine", self.engine.program, "--folder", str(self.folder))
-        return self.folder / f"{stage}.sif"
+        return self.sifs([stage]) / f"{stage}.sif"
+
+    def sifs(self, stages: Sequence[str]) -> Path:
+        """Folder with the SIF files of stages, built by now."""
+        self._script("sif", *stages, "--engine", self.engine.program, "--folder", str(self.folder))
+        return self.folder
 
     def inspect(self, image: str) -> dict[str, Any]:
         (document,) = json.loads(self.engine.must("image", "inspect", image))
@@ -75,6 +79,13 @@ class Images:
     def run(self, image: str, *arguments: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         command = self.command(image, arguments, options)
         return subprocess.run(command, env=self.engine.environment, capture_output=True, text=True, timeout=300)
+
+
+def site_options(*binds: object) -> list[str]:
+    """Options of `hpn site init` for ranks that run in images here, with paths that they see."""
+    variables = {"HPN_CONTAINER": apptainer(), "HPN_BINDS": " ".join(map(str, binds))}
+    variables["APPTAINER_ROOT"] = os.environ["APPTAINER_ROOT"]
+    return [word for name, value in variables.items() for word in ("--env", f"{name}={value}")]
 
 
 def apptainer() -> str:

@@ -9,8 +9,8 @@ import pytest
 from integration_tests.hpc.rig import QUEUE, Rig
 from tests.executors.conformance import ExecutorConformance, Site
 
-from happyneurons.executors.balsam import BalsamExecutor
-from happyneurons.executors.balsam_config import BalsamAccess, PoolLimits
+from happyneurons.executors.balsam.config import BalsamAccess, PoolLimits
+from happyneurons.executors.balsam.executor import BalsamExecutor
 from happyneurons.hpc.folders import load_site_folder
 
 LIMIT_S = 180.0

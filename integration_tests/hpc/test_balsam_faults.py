@@ -14,9 +14,9 @@ import yaml
 from integration_tests.hpc.rig import QUEUE, Rig
 from tests.worker.waiting import wait_for
 
-from happyneurons.executors import balsam_explain, balsam_keeper
-from happyneurons.executors.balsam import BalsamExecutor
-from happyneurons.executors.balsam_config import BalsamAccess, PoolLimits
+from happyneurons.executors.balsam import explain, keeper
+from happyneurons.executors.balsam.config import BalsamAccess, PoolLimits
+from happyneurons.executors.balsam.executor import BalsamExecutor
 from happyneurons.hpc.folders import load_site_folder
 from happyneurons.orchestrator.driver import RunDriver
 from happyneurons.orchestrator.explain import FinishedJobs, explain_job
@@ -28,8 +28,8 @@ LIMIT_S = 240.0
 
 DIES_AFTER_SUBMIT = """
 import os, sys
-from happyneurons.executors.balsam import BalsamExecutor
-from happyneurons.executors.balsam_config import BalsamAccess, PoolLimits
+from happyneurons.executors.balsam.executor import BalsamExecutor
+from happyneurons.executors.balsam.config import BalsamAccess, PoolLimits
 from happyneurons.hpc.folders import load_site_folder
 from happyneurons.orchestrator.orchestrator import Orchestrator
 from happyneurons.store.documents import Store
@@ -183,7 +183,7 @@ def test_a_wrong_app_is_the_users_error(
 def test_a_full_queue_is_explained_and_waited_for(
     rig: Rig, control: Path, orchestrate: Callable[..., Orchestrator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(balsam_keeper, "FIRST_HOLD_S", 3.0)
+    monkeypatch.setattr(keeper, "FIRST_HOLD_S", 3.0)
     limit = load_site_folder(str(rig.site_folder)).facts.queues[QUEUE].max_queued
     for _ in range(limit):
         rig.daemons.run("sbatch", "--hold", "-o", "/dev/null", "--wrap", "true")
@@ -244,7 +244,7 @@ def test_what_is_killed_is_done_again(
 def test_a_silent_agent_is_named(
     rig: Rig, control: Path, orchestrate: Callable[..., Orchestrator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(balsam_explain, "AGENT_SILENT_S", 5.0)
+    monkeypatch.setattr(explain, "AGENT_SILENT_S", 5.0)
     orchestrator = orchestrate()
     rig.stop_agent()
     run = submit(orchestrator, jobs_yaml(control, a={"tasks": 3}))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from integration_tests.hpc.daemons import REPOSITORY
+from integration_tests.hpc.images import Images, site_options
 from integration_tests.hpc.rig import PLUGIN, Rig
 
 from happyneurons.jobs.spec import job_uri, make_spec, save_spec
@@ -17,12 +14,8 @@ from happyneurons.stages import load_stage
 
 
 @pytest.fixture(scope="module")
-def sif() -> Path:
-    """The image of montage: of HPN_SIF_FOLDER, else made by `make sif`."""
-    image = Path(os.environ.get("HPN_SIF_FOLDER") or REPOSITORY / "build" / "sif") / "montage.sif"
-    if not image.is_file():
-        subprocess.run(["make", "-C", str(REPOSITORY), "sif", "STAGES=montage"], check=True)
-    return image
+def sif(images: Images) -> Path:
+    return images.sif("montage")
 
 
 @pytest.fixture
@@ -32,8 +25,7 @@ def rig_with_images(rig: Rig, sif: Path) -> Iterator[Rig]:
     images.mkdir(exist_ok=True)
     (images / "sandbox.sif").unlink(missing_ok=True)
     (images / "sandbox.sif").symlink_to(sif)
-    apptainer = shutil.which("apptainer") or shutil.which("singularity") or REPOSITORY / "containers" / "apptainer"
-    rig.make_site(images=images, options=["--env", f"HPN_CONTAINER={apptainer}", "--env", f"HPN_BINDS={PLUGIN}"])
+    rig.make_site(images=images, options=site_options(PLUGIN))
     yield rig
     rig.make_site()
 

@@ -10,9 +10,9 @@ from integration_tests.hpc.rig import QUEUE, Rig
 from tests.worker.waiting import wait_for
 
 from happyneurons.errors import EXIT_OK, EXIT_TRY_AGAIN, PreconditionError, UserError
-from happyneurons.executors.balsam import BalsamExecutor
-from happyneurons.executors.balsam_config import BalsamAccess, PoolLimits
-from happyneurons.executors.balsam_nodes import Nodes
+from happyneurons.executors.balsam.config import BalsamAccess, PoolLimits
+from happyneurons.executors.balsam.executor import BalsamExecutor
+from happyneurons.executors.balsam.nodes import Nodes
 from happyneurons.executors.base import ProcessState, Submission
 from happyneurons.hpc.folders import SiteFolder, load_site_folder
 from happyneurons.jobs.spec import Resources, job_uri, make_spec, save_spec

@@ -65,16 +65,8 @@ class Loaded(Stage):
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
-    kept = os.environ.get("HPN_IMAGES_DIR")
-    images = Images(Path(kept) if kept else tmp_path_factory.mktemp("images"))
-    images.build("ingest", "montage", "segment", "mesh", CONTROL)
-    yield images
-    print(f"images: {images.seconds}")
-
-
-@pytest.fixture(scope="module")
 def ingest_image(images: Images) -> str:
+    images.build("ingest", "montage", "segment", "mesh", CONTROL)  # in one go: they are to share layers
     return images.image("ingest")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from integration_tests.hpc.daemons import REPOSITORY
-from integration_tests.hpc.images import Images, apptainer
+from integration_tests.hpc.images import Images, site_options
 from integration_tests.hpc.rig import PLUGIN, Rig
 
 from happyneurons.client import Client
@@ -32,8 +32,7 @@ def site_with_images(rig: Rig, images: Images, tmp_path: Path) -> Iterator[Path]
     parameters = {"acquisition": "x", "model": "x"}
     stages = {job.stage for job in parse_pipeline(PIPELINE.read_text(), parameters).jobs.values()}
     folder = images.sifs(sorted(stages))
-    options = ["--env", f"HPN_CONTAINER={apptainer()}", "--env", f"HPN_BINDS={PLUGIN} {REPOSITORY} {tmp_path}"]
-    rig.make_site(images=folder, options=options)
+    rig.make_site(images=folder, options=site_options(PLUGIN, REPOSITORY, tmp_path))
     access = {"api": rig.api, "site": rig.site_name, "token_file": str(rig.token_file), "poll_s": 1}
     pool = {"max_nodes": 2, "nodes_per_batch": 1, "walltime_min": 60, "idle_s": 30}
     site = {"executor": "balsam", "folder": str(rig.site_folder), "balsam": access, "pool": pool}

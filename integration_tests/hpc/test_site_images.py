@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from integration_tests.hpc.images import Images, apptainer
 
 from happyneurons.hpc.check import CheckPlan, Finding, check_site
 
@@ -17,18 +16,13 @@ HOST_MPI = Path(sys.prefix) / "lib"  # this environment's MPICH, a whole one
 
 
 @pytest.fixture(scope="module")
-def sif() -> Path:
-    """The image of montage: of HPN_SIF_FOLDER, else made by `make sif`."""
-    folder = Path(os.environ.get("HPN_SIF_FOLDER") or ROOT / "build" / "sif")
-    image = folder / "montage.sif"
-    if not image.is_file():
-        subprocess.run(["make", "-C", str(ROOT), "sif", "STAGES=montage"], check=True)
-    return image
+def sif(images: Images) -> Path:
+    return images.sif("montage")
 
 
 @pytest.fixture(autouse=True)
 def container_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HPN_CONTAINER", shutil.which("apptainer") or str(ROOT / "containers" / "apptainer"))
+    monkeypatch.setenv("HPN_CONTAINER", apptainer())
     monkeypatch.delenv("HPN_HOST_MPI", raising=False)
 
 

@@ -126,7 +126,7 @@ class StandIn:
             query.pop("site_id", None)
         found = [
             record
-            for record in self.records[kind].values()
+            for record in list(self.records[kind].values())
             if all(str(record.get(name)) in values for name, values in query.items())
             and tags.items() <= record.get("tags", {}).items()
         ]

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from happyneurons.errors import EXIT_OK, EXIT_TRY_AGAIN, EXIT_USAGE, NotFoundError, UnavailableError, UserError
-from happyneurons.executors.balsam import BalsamExecutor
-from happyneurons.executors.balsam_api import PAGE, BalsamApi
-from happyneurons.executors.balsam_config import BalsamAccess, PoolLimits
+from happyneurons.executors.balsam.api import PAGE, BalsamApi
+from happyneurons.executors.balsam.config import BalsamAccess, PoolLimits
+from happyneurons.executors.balsam.executor import BalsamExecutor
 from happyneurons.executors.base import ProcessState, Submission
 from happyneurons.hpc.folders import SiteFolder, load_site_folder
 from happyneurons.jobs.spec import Resources
@@ -300,7 +300,7 @@ def test_what_a_launcher_took_at_that_moment_is_stopped_too(
 def test_a_killed_launcher_is_noticed_before_the_server_does(
     server: StandIn, new_executor: Callable[..., BalsamExecutor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("happyneurons.executors.balsam_watch.BATCH_JOB_OVER_S", 0.2)
+    monkeypatch.setattr("happyneurons.executors.balsam.watch.BATCH_JOB_OVER_S", 0.2)
     executor = new_executor()
     handle = executor.submit(SUBMISSION)
     job = server.jobs()[0]

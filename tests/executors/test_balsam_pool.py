@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from happyneurons.executors.balsam_config import PoolLimits
-from happyneurons.executors.balsam_explain import AGENT_SILENT_S, View, explain_job
-from happyneurons.executors.balsam_pool import Decision, GiveBack, Request, carries, decide
-from happyneurons.executors.balsam_records import BalsamJob, BatchJob, now_utc, pool_tags
-from happyneurons.executors.balsam_shape import PAD_MIN, longest_min, refuse, shape_of
+from happyneurons.executors.balsam.config import PoolLimits
+from happyneurons.executors.balsam.explain import AGENT_SILENT_S, View, explain_job
+from happyneurons.executors.balsam.pool import Decision, GiveBack, Request, carries, decide
+from happyneurons.executors.balsam.records import BalsamJob, BatchJob, now_utc, pool_tags
+from happyneurons.executors.balsam.shape import PAD_MIN, longest_min, refuse, shape_of
 from happyneurons.hpc.folders import QueueFacts, SiteFacts
 from happyneurons.jobs.spec import Resources
 

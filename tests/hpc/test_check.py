@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from happyneurons.executors.balsam_config import BalsamAccess, PoolLimits
+from happyneurons.executors.balsam.config import BalsamAccess, PoolLimits
 from happyneurons.hpc.check import CheckPlan, Finding, check_site, rank_command
 from happyneurons.hpc.folders import load_site_folder, sites_root
 

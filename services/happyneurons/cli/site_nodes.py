@@ -14,9 +14,9 @@ from happyneurons.cli.options import json_option, parse_assignments, print_json
 from happyneurons.errors import UserError
 
 if TYPE_CHECKING:
-    from happyneurons.executors.balsam_config import BalsamAccess
-    from happyneurons.executors.balsam_nodes import Nodes
-    from happyneurons.executors.balsam_records import BatchJob
+    from happyneurons.executors.balsam.config import BalsamAccess
+    from happyneurons.executors.balsam.nodes import Nodes
+    from happyneurons.executors.balsam.records import BatchJob
     from happyneurons.orchestrator.sites import SiteConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,7 +47,7 @@ def balsam_site(name: str, path: Path | None) -> tuple[SiteConfig, BalsamAccess,
 
 @contextmanager
 def _nodes(name: str, path: Path | None) -> Iterator[Nodes]:
-    from happyneurons.executors.balsam_nodes import Nodes
+    from happyneurons.executors.balsam.nodes import Nodes
     from happyneurons.hpc.folders import load_site_folder
 
     config, access, folder = balsam_site(name, path)

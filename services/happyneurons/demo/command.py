@@ -33,6 +33,7 @@ def demo(
     from happyneurons.cli.display import follow
     from happyneurons.client import Client
     from happyneurons.demo.report import copy_pictures, make_report, summary, write_report
+    from happyneurons.errors import JobFailedError
     from happyneurons.orchestrator.server import OrchestratorServer
     from happyneurons.orchestrator.sites import load_sites
     from happyneurons.store.documents import Store
@@ -60,6 +61,8 @@ def demo(
             run.refresh()
     finally:
         server.close()
+    if run.state != "succeeded":
+        raise JobFailedError(f"run {run.id} {run.state}: {run.message}; see `hpn status --store {store.uri} {run.id}`")
     facts = {"objects": prepared.objects, "wall_s": {"phantom_and_acquisition": prepared.wall_s}}
     report = make_report(run, store.uri, facts, time.monotonic() - began)
     report["pictures"] = [str(p) for p in copy_pictures(run, output / "pictures")]

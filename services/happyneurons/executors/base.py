@@ -55,6 +55,26 @@ class Capacity:
     """Why the site does not answer; empty if it does."""
 
 
+@dataclass(frozen=True)
+class PoolStatus:
+    """Nodes that may take our jobs, whoever asked for them; counters count since the start of this process."""
+
+    nodes_queued: int = 0
+    nodes_running: int = 0
+    batch_jobs_queued: int = 0
+    batch_jobs_running: int = 0
+    jobs_waiting: int = 0
+    jobs_running: int = 0
+    node_seconds: float = 0.0
+    """Nodes × seconds that batch jobs ran."""
+    requested: int = 0
+    given_back: int = 0
+    refused: int = 0
+    """Batch jobs that the scheduler refused, or that ended without having run anything although work waited."""
+    message: str = ""
+    """Why no more nodes are asked for although work waits, or the last refusal."""
+
+
 class Executor(Protocol):
     """Carries attempts to a place. Thread-safe; no call blocks for longer than its own timeout."""
 
@@ -83,6 +103,9 @@ class Executor(Protocol):
 
     def capacity(self) -> Capacity:
         """What there is, asked just now."""
+
+    def pool_status(self) -> PoolStatus | None:
+        """Nodes that were asked for from a batch system; None where nobody has to ask. Never blocks."""
 
     def close(self) -> None:
         """Let go of connections. Running attempts go on."""

@@ -55,5 +55,8 @@ class LocalExecutor:
     def capacity(self) -> Capacity:
         return Capacity(self._pool.cores, self._pool.memory_gb)
 
+    def pool_status(self) -> None:
+        return None
+
     def close(self) -> None:
         return None

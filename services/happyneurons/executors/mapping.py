@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from happyneurons.executors.base import Capacity, Executor, ProcessReport, Submission
+from happyneurons.executors.base import Capacity, Executor, PoolStatus, ProcessReport, Submission
 from happyneurons.jobs.spec import Resources
 
 DEFAULT = "default"
@@ -120,6 +120,9 @@ class MappedExecutor:
 
     def capacity(self) -> Capacity:
         return self.inner.capacity()
+
+    def pool_status(self) -> PoolStatus | None:
+        return self.inner.pool_status()
 
     def close(self) -> None:
         self.inner.close()

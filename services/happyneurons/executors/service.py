@@ -129,6 +129,9 @@ class ServiceExecutor:
             return Capacity(problem=str(error))
         return Capacity(server.cores, server.memory_gb)
 
+    def pool_status(self) -> None:
+        return None
+
     def close(self) -> None:
         self._channel.close()
 

@@ -20,9 +20,9 @@ from typing import Any
 
 from happyneurons import __version__
 from happyneurons.errors import HappyError, UserError
-from happyneurons.executors.balsam_api import BalsamApi, Record
-from happyneurons.executors.balsam_config import BalsamAccess, PoolLimits
-from happyneurons.executors.balsam_records import time_of
+from happyneurons.executors.balsam.api import BalsamApi, Record
+from happyneurons.executors.balsam.config import BalsamAccess, PoolLimits
+from happyneurons.executors.balsam.records import time_of
 from happyneurons.hpc.folders import SiteFacts, load_site_folder
 from happyneurons.hpc.validate import validate_folder
 from happyneurons.worker.launch import mpiexec

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from happyneurons.errors import JobFailedError, UnavailableError, UserError
-from happyneurons.executors.balsam import BalsamExecutor
-from happyneurons.executors.balsam_config import BalsamAccess, PoolLimits
-from happyneurons.executors.balsam_nodes import Nodes
+from happyneurons.executors.balsam.config import BalsamAccess, PoolLimits
+from happyneurons.executors.balsam.executor import BalsamExecutor
+from happyneurons.executors.balsam.nodes import Nodes
 from happyneurons.executors.base import ProcessState, Submission
 from happyneurons.hpc.folders import SiteFolder
 from happyneurons.jobs.spec import Resources, job_uri, make_spec, save_spec

@@ -24,6 +24,7 @@ from happyneurons.orchestrator.metric_families import Buckets, counter, gauge
 from happyneurons.orchestrator.orchestrator import Orchestrator
 from happyneurons.orchestrator.runlog import Event
 from happyneurons.orchestrator.section_metrics import SectionMetrics
+from happyneurons.orchestrator.site_metrics import collect_sites
 from happyneurons.orchestrator.state import RUN_FINAL, JobPhase, JobStatus
 from happyneurons.store.artifacts import load_manifest
 from happyneurons.store.documents import Store
@@ -73,6 +74,7 @@ class OrchestratorCollector(Collector):
                     eta_s = max([eta_s, *(p.get("eta_s") or 0.0 for p in driver.progress.values())])
             yield from self._families(jobs, runs, eta_s)
             yield from self._sections.collect(drivers)
+            yield from collect_sites(self._orchestrator.sites)
 
     # --- what is counted -------------------------------------------------------------------------
 

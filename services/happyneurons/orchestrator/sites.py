@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from happyneurons.errors import UserError
-from happyneurons.executors.balsam_config import BalsamAccess, PoolLimits
+from happyneurons.executors.balsam.config import BalsamAccess, PoolLimits
 from happyneurons.executors.base import Executor
 from happyneurons.executors.mapping import MappedExecutor, NodeSize, StageResources, merge_resources
 
@@ -70,7 +70,7 @@ def _make_executor(name: str, config: SiteConfig) -> Executor:
         local = LocalExecutor(config.cores, config.memory_gb)
         return _mapped(local, config.resources, NodeSize(int(local.capacity().cores)))
     if config.executor == "balsam":
-        from happyneurons.executors.balsam import BalsamExecutor
+        from happyneurons.executors.balsam.executor import BalsamExecutor
         from happyneurons.hpc.folders import load_site_folder
 
         if not config.folder or config.balsam is None:

@@ -26,13 +26,17 @@ def _plugins() -> dict[str, EntryPoint]:
     return {e.name: e for e in entry_points(group="happyneurons.stages")}
 
 
+@cache
+def _own() -> frozenset[str]:
+    return frozenset(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.ispkg)
+
+
 def stage_names() -> list[str]:
     """Names of all stages, sorted; the folder `ffn_train` is the stage `ffn-train`.
 
     Raises UserError if HPN_STAGES names one that is not installed.
     """
-    own = {m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.ispkg}
-    installed = own | set(_plugins())
+    installed = _own() | set(_plugins())
     wanted = {name.strip() for name in os.environ.get("HPN_STAGES", "").split(",")} - {""}
     if wanted - installed:
         missing = ", ".join(sorted(wanted - installed))
@@ -40,11 +44,15 @@ def stage_names() -> list[str]:
     return sorted(wanted or installed)
 
 
-@cache
 def load_stage(name: str) -> type[Stage[Any]]:
     """The class of a stage. Raises UserError if there is none of that name."""
     if name not in stage_names():
         raise UserError(f"no stage named {name!r}; there are {', '.join(stage_names())}")
+    return _stage_class(name)
+
+
+@cache
+def _stage_class(name: str) -> type[Stage[Any]]:
     if name in _plugins():
         stage: type[Stage[Any]] = _plugins()[name].load()
         return stage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import socket
 import sys
@@ -61,6 +62,7 @@ def make_manifest(
         provenance={
             "attempt": attempt.number,
             "image_digest": spec.image_digest,
+            "image": own_image(),
             "fingerprint": spec.fingerprint,
             "host": socket.gethostname(),
             "machine": platform.machine(),
@@ -77,6 +79,12 @@ def make_manifest(
             "bytes": progress.bytes,
         },
     )
+
+
+def own_image() -> dict[str, str]:
+    """Name, version and commit of the image that this process runs in; empty outside of our images."""
+    names = ("name", "version", "revision")
+    return {name: value for name in names if (value := os.environ.get(f"HPN_IMAGE_{name.upper()}"))}
 
 
 def package_versions() -> dict[str, str]:

@@ -25,6 +25,12 @@ def _image_uri(artifact: Artifact) -> str:
     return f"{artifact.data_uri}/image" if artifact.kind == "section_stack" else artifact.data_uri
 
 
+def _place(artifact: Artifact) -> str:
+    """Where an artifact lies inside its store: the same wherever the store is, so that results are, too."""
+    _, jobs, rest = artifact.uri.rpartition("/jobs/")
+    return f"jobs/{rest}" if jobs else artifact.uri
+
+
 def _sections(artifact: Artifact, params: PreviewParams) -> list[int]:
     """Section numbers of an artifact to draw."""
     if artifact.kind == "tile_set":
@@ -75,7 +81,7 @@ class Draw(Round):
         context.output_store(PICTURES).put(f"{task.key}.png", data)
         entry = {
             "file": f"{task.key}.png", "title": title, "kind": artifact.kind, "view": view, "index": index,
-            "artifact": artifact.uri, "input": number, "width": picture.shape[1], "height": picture.shape[0],
+            "artifact": _place(artifact), "input": number, "width": picture.shape[1], "height": picture.shape[0],
         }  # fmt: skip
         return TaskResult(data=entry, bytes=len(data))
 
@@ -171,7 +177,7 @@ class Sheets(Round):
             store.put(name, png(overview))
             sheets.append({
                 "file": name, "title": artifact.kind.replace("_", " "), "kind": artifact.kind, "view": "sheet",
-                "index": 0, "artifact": artifact.uri, "input": number,
+                "index": 0, "artifact": _place(artifact), "input": number,
                 "width": overview.shape[1], "height": overview.shape[0],
             })  # fmt: skip
         store.put_json("index.json", {"pictures": sorted(sheets + entries, key=lambda e: (e["input"], e["file"]))})

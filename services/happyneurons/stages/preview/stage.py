@@ -31,7 +31,7 @@ class PreviewParams(StageParams):
 
 
 class Preview(Stage[PreviewParams]):
-    name, version = "preview", "1"
+    name, version = "preview", "2"
     summary = "Pictures of results: tiles, sections, cuts, coloured segments, neurons; with a notebook"
     Params = PreviewParams
     inputs = {

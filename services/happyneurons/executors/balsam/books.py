@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from happyneurons.errors import EXIT_TRY_AGAIN
-from happyneurons.executors.balsam_records import ENDED, BalsamJob, report_of
+from happyneurons.executors.balsam.records import ENDED, BalsamJob, report_of
 from happyneurons.executors.base import ProcessReport, ProcessState
 
 HANDLE = re.compile(r"[a-z0-9]{1,40}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from happyneurons.executors.balsam_config import PoolLimits
+from happyneurons.executors.balsam.config import PoolLimits
 from happyneurons.hpc.folders import SiteFacts
 from happyneurons.jobs.spec import Resources
 

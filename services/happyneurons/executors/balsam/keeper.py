@@ -6,14 +6,14 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from happyneurons.errors import UserError
-from happyneurons.executors.balsam_api import BalsamApi, Record
-from happyneurons.executors.balsam_config import PoolLimits
-from happyneurons.executors.balsam_nodes import batch_job_request
-from happyneurons.executors.balsam_pool import GiveBack, Request, decide
-from happyneurons.executors.balsam_records import (
+from happyneurons.executors.balsam.api import BalsamApi, Record
+from happyneurons.executors.balsam.config import PoolLimits
+from happyneurons.executors.balsam.nodes import batch_job_request
+from happyneurons.executors.balsam.pool import GiveBack, Request, decide
+from happyneurons.executors.balsam.records import (
     LIVE,
     WAITING,
     BalsamJob,
@@ -21,32 +21,13 @@ from happyneurons.executors.balsam_records import (
     pool_tags,
     read_batch_job,
 )
+from happyneurons.executors.base import PoolStatus
 from happyneurons.hpc.folders import SiteFolder
 
 log = logging.getLogger("happyneurons.executors.balsam")
 FIRST_HOLD_S, LONGEST_HOLD_S = 30.0, 1800.0
 SETTLE_S = 10.0
 IN_LAUNCHER = ["PREPROCESSED", "RESTART_READY", "RUNNING"]
-
-
-@dataclass(frozen=True)
-class PoolStatus:
-    """Nodes that may take our jobs, whoever asked for them; counters count since the start of this process."""
-
-    nodes_queued: int = 0
-    nodes_running: int = 0
-    batch_jobs_queued: int = 0
-    batch_jobs_running: int = 0
-    jobs_waiting: int = 0
-    jobs_running: int = 0
-    node_seconds: float = 0.0
-    """Nodes × seconds that batch jobs ran."""
-    requested: int = 0
-    given_back: int = 0
-    refused: int = 0
-    """Batch jobs that the scheduler refused, or that ended without having run anything although work waited."""
-    message: str = ""
-    """Why no more nodes are asked for although work waits, or the last refusal."""
 
 
 class PoolKeeper:

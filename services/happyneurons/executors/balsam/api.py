@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import requests
 
 from happyneurons.errors import NotFoundError, UnavailableError, UserError
-from happyneurons.executors.balsam_config import BalsamAccess
-from happyneurons.executors.balsam_token import Token, TokenSource
+from happyneurons.executors.balsam.config import BalsamAccess
+from happyneurons.executors.balsam.token import Token, TokenSource
 
 PAGE = 1000  # items of one answer
 BULK = 1000  # items of one request that changes or creates; the server takes 5,000

@@ -1,6 +1,6 @@
 """The elastic pool: which batch jobs to ask for and which to give back, as work comes and goes.
 
-A pure decision, taken again at each look at the server; who carries it out is `balsam_keeper`.
+A pure decision, taken again at each look at the server; who carries it out is `keeper`.
 All batch jobs that may take our jobs count as capacity; only those that the pool asked for itself
 count against its limits and are ever given back.
 """
@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from happyneurons.executors.balsam_config import PoolLimits
-from happyneurons.executors.balsam_records import WAITING, BalsamJob, BatchJob
-from happyneurons.executors.balsam_shape import PAD_MIN
+from happyneurons.executors.balsam.config import PoolLimits
+from happyneurons.executors.balsam.records import WAITING, BalsamJob, BatchJob
+from happyneurons.executors.balsam.shape import PAD_MIN
 from happyneurons.hpc.folders import QueueFacts
 
 EPS = 1e-6

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from happyneurons.errors import UnavailableError
-from happyneurons.executors.balsam_config import BalsamAccess
+from happyneurons.executors.balsam.config import BalsamAccess
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from happyneurons.executors.balsam_pool import carries
-from happyneurons.executors.balsam_records import SITE_PREPARES, WAITING, BalsamJob, BatchJob
+from happyneurons.executors.balsam.pool import carries
+from happyneurons.executors.balsam.records import SITE_PREPARES, WAITING, BalsamJob, BatchJob
 
 STUCK_S = 60.0
 AGENT_SILENT_S = 180.0

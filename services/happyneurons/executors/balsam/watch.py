@@ -14,12 +14,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from happyneurons.errors import HappyError, UnavailableError, UserError
-from happyneurons.executors.balsam_api import BalsamApi, Record
-from happyneurons.executors.balsam_books import Books
-from happyneurons.executors.balsam_config import BalsamAccess
-from happyneurons.executors.balsam_explain import View
-from happyneurons.executors.balsam_keeper import IN_LAUNCHER, PoolKeeper
-from happyneurons.executors.balsam_records import (
+from happyneurons.executors.balsam.api import BalsamApi, Record
+from happyneurons.executors.balsam.books import Books
+from happyneurons.executors.balsam.config import BalsamAccess
+from happyneurons.executors.balsam.explain import View
+from happyneurons.executors.balsam.keeper import IN_LAUNCHER, PoolKeeper
+from happyneurons.executors.balsam.records import (
     ACTIVE,
     ENDED,
     LIVE,

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from happyneurons.errors import PreconditionError, UnavailableError, UserError
-from happyneurons.executors.balsam_api import BalsamApi, Record
-from happyneurons.executors.balsam_config import BalsamAccess, PoolLimits
-from happyneurons.executors.balsam_records import (
+from happyneurons.executors.balsam.api import BalsamApi, Record
+from happyneurons.executors.balsam.config import BalsamAccess, PoolLimits
+from happyneurons.executors.balsam.records import (
     AT_WORK,
     LIVE,
     WAITING,

@@ -16,15 +16,15 @@ import uuid
 from collections.abc import Iterable, Mapping
 
 from happyneurons.errors import NotFoundError, UnavailableError, UserError
-from happyneurons.executors.balsam_api import BalsamApi, Record
-from happyneurons.executors.balsam_books import NOBODY, NOT_YET, Books
-from happyneurons.executors.balsam_config import BalsamAccess, PoolLimits
-from happyneurons.executors.balsam_explain import AGENT_SILENT_S, explain_job
-from happyneurons.executors.balsam_keeper import PoolKeeper, PoolStatus
-from happyneurons.executors.balsam_records import TAG_HAND, TAG_KEY, TAG_POOL, TAG_TOKEN, read_job
-from happyneurons.executors.balsam_shape import longest_min, refuse, shape_of
-from happyneurons.executors.balsam_watch import Watch
-from happyneurons.executors.base import Capacity, ProcessReport, ProcessState, Submission
+from happyneurons.executors.balsam.api import BalsamApi, Record
+from happyneurons.executors.balsam.books import NOBODY, NOT_YET, Books
+from happyneurons.executors.balsam.config import BalsamAccess, PoolLimits
+from happyneurons.executors.balsam.explain import AGENT_SILENT_S, explain_job
+from happyneurons.executors.balsam.keeper import PoolKeeper
+from happyneurons.executors.balsam.records import TAG_HAND, TAG_KEY, TAG_POOL, TAG_TOKEN, read_job
+from happyneurons.executors.balsam.shape import longest_min, refuse, shape_of
+from happyneurons.executors.balsam.watch import Watch
+from happyneurons.executors.base import Capacity, PoolStatus, ProcessReport, ProcessState, Submission
 from happyneurons.hpc.folders import SiteFolder
 from happyneurons.jobs.spec import Resources, parse_job_uri
 
