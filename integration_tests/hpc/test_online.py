@@ -1,4 +1,4 @@
-"""Sections at a microscope's pace: the experiment of benchmarks/online.py, short, with what does not depend on speed."""
+"""Sections at a microscope's pace: the experiment of benchmarks/online.py, short; only what speed does not decide."""
 
 from __future__ import annotations
 
