@@ -43,7 +43,7 @@ def test_what_follows_a_sweep_shows_the_values_it_came_from(tmp_path: Path) -> N
     text = """
 jobs:
   make: {stage: ingest, params: {source: SOURCE}, sweep: {blank_std: [1.5, 2.5]}}
-  join: {stage: montage, inputs: {tiles: make.tiles}}
+  join: {stage: montage, inputs: {tiles: make.tiles}, sweep: {sets: [[{name: fine, block_px: 32}]]}}
 """
     spec = {"time": 0.0, "yaml": text, "parameters": {}, "source_name": "", "base_uri": ""}
     status = RunStatus.fresh("run", parse_pipeline(text.replace("SOURCE", str(tmp_path))), spec)

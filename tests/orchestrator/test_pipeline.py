@@ -71,6 +71,18 @@ def test_unknown_parameter_is_refused():
     assert mistake.endswith("parameters.color: the pipeline has no such parameter; there are count, site")
 
 
+def test_jobs_of_a_sweep_go_by_the_names_of_their_settings_and_never_alike():
+    pipeline = parse_pipeline("""
+jobs:
+  a:
+    stage: montage
+    inputs: {tiles: "file:///tiles"}
+    sweep:
+      sets: [[{name: fine, block_px: 32}], [{name: fine, block_px: 48}], [{name: fine}, {name: rough}]]
+""")
+    assert list(pipeline.jobs) == ["a[fine-1]", "a[fine-2]", "a[fine+rough]"]
+
+
 def test_sweep_multiplies_the_job_and_what_follows():
     pipeline = parse_pipeline(
         """

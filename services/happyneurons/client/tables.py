@@ -107,7 +107,11 @@ def _cost(job: pipelines_pb2.RunJob) -> tuple[float | None, float | None]:
 
 
 def _cell(value: Any) -> Any:
-    """Lists and mappings as JSON; numbers without a needless fraction (protobuf knows floats only)."""
+    """Settings by their names where they have some, else as JSON; numbers without a needless fraction
+    (protobuf knows floats only)."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
+    parts = value if isinstance(value, list) else [value]
+    if parts and all(isinstance(part, dict) and "name" in part for part in parts):
+        return "+".join(str(part["name"]) for part in parts)
     return json.dumps(value) if isinstance(value, (list, dict)) else value

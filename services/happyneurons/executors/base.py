@@ -85,6 +85,9 @@ class Executor(Protocol):
     def refuse(self, stage: str, resources: Resources) -> str | None:
         """Why such a job could never run here (then it is not submitted), or None."""
 
+    def resources(self, stage: str, asked: Resources) -> Resources:
+        """What a job of this stage gets here: the site may fill in what the pipeline leaves open."""
+
     def submit(self, submission: Submission) -> str:
         """Queue an attempt; returns a handle. May be called again for the same job.
 

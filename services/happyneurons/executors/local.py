@@ -27,6 +27,9 @@ class LocalExecutor:
             return f"this environment has no stage {stage!r}"
         return self._pool.refuse(resources)
 
+    def resources(self, stage: str, asked: Resources) -> Resources:
+        return asked
+
     def submit(self, submission: Submission) -> str:
         handle = f"local-{uuid.uuid4().hex[:12]}"
         self._pool.submit(

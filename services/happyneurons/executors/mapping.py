@@ -99,7 +99,6 @@ class MappedExecutor:
         self.kind, self.image_digest = inner.kind, inner.image_digest
 
     def resources(self, stage: str, asked: Resources) -> Resources:
-        """What a job of this stage is submitted with."""
         return map_resources(stage, asked, self.site, self.node)
 
     def refuse(self, stage: str, resources: Resources) -> str | None:

@@ -180,7 +180,7 @@ def _job_message(
     message = jobs_pb2.Job(
         key=job.key,
         uri=job_uri(store, job.key) if job.key else "",
-        spec=job_spec_message(job.job.stage, inputs, job.job.params, job.job.resources, job.job.allow_failed_tasks),
+        spec=job_spec_message(job.job.stage, inputs, job.job.params, job.resources, job.job.allow_failed_tasks),
         state=JOB_STATES[job.phase],
         waiting_for=waiting_for,
         attempt=job.attempt,

@@ -287,6 +287,7 @@ class RunDriver:
         self._cancelled_at.pop(name, None)
         self.record(
             "job_submitted", name, f"to site {job.job.site}", key=spec.key, handle=handle,
+            resources=executor.resources(job.job.stage, job.job.resources).model_dump(exclude_none=True),
             after_attempt=numbers[-1] if numbers else 0,
         )  # fmt: skip
 

@@ -100,7 +100,7 @@ class OrchestratorCollector(Collector):
             if not new:
                 return
             if begun is not None:
-                self._core_seconds[job.site] += (event.time - begun) * job.resources.cores
+                self._core_seconds[job.site] += (event.time - begun) * driver.status.jobs[event.subject].resources.cores
                 self._duration.observe((job.stage, job.site), event.time - begun)
             if event.type == "job_interrupted":
                 self._retries[event.data["state"]] += 1

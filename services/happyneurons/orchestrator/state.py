@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from happyneurons.errors import NotFoundError
+from happyneurons.jobs.spec import Resources
 from happyneurons.orchestrator.batches import instance_name, with_batch, with_end
 from happyneurons.orchestrator.graph import Pipeline, PipelineJob
 from happyneurons.orchestrator.runlog import Event
@@ -58,6 +59,8 @@ class JobStatus:
     """Number of the latest attempt when this one was submitted; a later one is ours."""
     attempt: int = 0
     """Number of our latest attempt that began."""
+    placed: Resources | None = None
+    """What its site gave it: the pipeline's resources, the rest filled in by the site. None before."""
     submissions: int = 0
     """How often it was submitted, in all: names each submission, also across restarts and retries."""
     site_away: str = ""
@@ -75,6 +78,11 @@ class JobStatus:
     queue_time: float = 0.0
     start_time: float = 0.0
     end_time: float = 0.0
+
+    @property
+    def resources(self) -> Resources:
+        """What it runs with, as far as it is known."""
+        return self.placed or self.job.resources
 
 
 @dataclass
@@ -257,6 +265,8 @@ class RunStatus:
         job.phase, job.queue_time = JobPhase.QUEUED, job.queue_time or event.time
         job.key, job.handle = event.data["key"], event.data["handle"]
         job.submitted_after_attempt = event.data["after_attempt"]
+        if "resources" in event.data:
+            job.placed = Resources.model_validate(event.data["resources"])
         job.submissions += 1
         job.site_away = ""
 

@@ -35,9 +35,10 @@ def expand_sweeps(
                         known.append(value)
         axes |= {(name, key): list(values) for key, values in sweeps.get(name, {}).items()}
         variants[name] = []
-        for values in itertools.product(*axes.values()):
-            point = dict(zip(axes, values, strict=True))
-            label = f"{name}[{','.join(_label(v) for v in values)}]" if axes else name
+        labelled = [list(zip(values, _labels(values), strict=True)) for values in axes.values()]
+        for choice in itertools.product(*labelled):
+            point = dict(zip(axes, (value for value, _ in choice), strict=True))
+            label = f"{name}[{','.join(label for _, label in choice)}]" if axes else name
             own = {key: value for (owner, key), value in point.items() if owner == name}
             inputs = {k: tuple(_variant_reference(u, point, variants) for u in uris) for k, uris in job.inputs.items()}
             needs = tuple(v.name for n in job.needs if n in variants for _, v in variants[n])
@@ -59,6 +60,22 @@ def _variant_reference(uri: str, point: Point, variants: Mapping[str, list[tuple
     raise AssertionError(f"no variant of {match[1]} at {point}")
 
 
+def _labels(values: Sequence[Any]) -> list[str]:
+    """Values inside jobs' names, no two alike."""
+    labels = [_label(value) for value in values]
+    return [
+        label if labels.count(label) == 1 else f"{label}-{labels[:i].count(label) + 1}"
+        for i, label in enumerate(labels)
+    ]
+
+
 def _label(value: Any) -> str:
-    """A value inside a job's name: short, without what references and paths are made of."""
+    """A value inside a job's name: short, without what references and paths are made of.
+
+    Settings that have a name go by it, and lists by those of their parts.
+    """
+    if isinstance(value, dict):
+        value = value.get("name", "set")
+    if isinstance(value, list):
+        return "+".join(_label(part) for part in value)[:40]
     return "".join(c if c.isalnum() or c in "._-+" else "_" for c in str(value))[:40]

@@ -52,6 +52,9 @@ class BalsamExecutor:
         """By the site folder and the pool's limits; which stages there are images for, only the site knows."""
         return refuse(resources, self.folder.facts, self.pool, self.name)
 
+    def resources(self, stage: str, asked: Resources) -> Resources:
+        return asked
+
     def submit(self, submission: Submission) -> str:
         problem = self.refuse(submission.stage, submission.resources)
         if problem:
