@@ -188,15 +188,14 @@ class Watch:
         Also what was dropped and reported as over, but runs: a launcher had taken it at that moment.
         """
         waiting = []
-        for handle in self._books.cancelled():
-            job = active.get(handle)
-            if job is None:
-                continue
+        cancelled = {handle: active[handle] for handle in self._books.cancelled() if handle in active}
+        unwanted = {job.id for job in cancelled.values()}
+        for handle, job in cancelled.items():
             if job.state in WAITING:
                 waiting.append(job)
             elif job.running and job.batch_job is not None:
                 inside = self._api.jobs(batch_job_id=job.batch_job, state=IN_LAUNCHER)
-                others = [r for r in inside if r["id"] != job.id and (r["session_id"] or r["state"] == "RUNNING")]
+                others = [r for r in inside if r["id"] not in unwanted and (r["session_id"] or r["state"] == "RUNNING")]
                 if others:
                     self._books.note(
                         handle,
