@@ -75,8 +75,15 @@ protos: $(STAMP) ## generate services/happyneurons/v1 from protos/
 	scripts/protos
 
 .PHONY: bench
-bench: $(STAMP) ## benchmarks: runs every benchmarks/*.py, prints figures
-	@for file in benchmarks/*.py; do echo "→ $$file"; $(BIN)/python "$$file"; done
+bench: $(STAMP) ## benchmarks that need nothing but this environment: prints figures
+	@for file in $(filter-out $(BENCH_HPC),$(wildcard benchmarks/*.py)); do echo "→ $$file"; $(BIN)/python "$$file"; done
+
+BENCH_HPC := benchmarks/jobs.py benchmarks/online.py
+
+.PHONY: bench-hpc
+bench-hpc: $(STAMP) ## benchmarks on a real Balsam and Slurm (installs them: root, Debian)
+	@scripts/hpc-install
+	@for file in $(BENCH_HPC); do echo "→ $$file"; $(BIN)/python "$$file"; done
 
 .PHONY: images
 images: $(STAMP) ## an image for each stage and one for the control plane (STAGES="montage align": only these)

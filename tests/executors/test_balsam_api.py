@@ -297,6 +297,30 @@ def test_what_a_launcher_took_at_that_moment_is_stopped_too(
     wait_for(lambda: batch["state"] == "pending_deletion", "its batch job to be ended")
 
 
+def test_a_batch_job_that_has_ended_is_not_asked_to_end_again(
+    server: StandIn, new_executor: Callable[..., BalsamExecutor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its launcher was killed before it could say so of its job: the job stays RUNNING at the server."""
+    monkeypatch.setattr("happyneurons.executors.balsam.watch.BATCH_JOB_OVER_S", 0.2)
+    executor = new_executor()
+    handle = executor.submit(SUBMISSION)
+    batch = server.add(
+        "batch-jobs", site_id=1, state="running", num_nodes=1, wall_time_min=60, queue="batch", project="p",
+        filter_tags={}, status_info={}, start_time=None, scheduler_id=7,
+    )  # fmt: skip
+    job = server.jobs()[0]
+    job["state"], job["batch_job_id"] = "RUNNING", batch["id"]
+    executor.cancel(handle)
+    wait_for(lambda: batch["state"] == "pending_deletion", "its batch job to be ended")
+    batch["state"] = "finished"
+    wait_for(lambda: executor.poll([handle])[handle].state is ProcessState.EXITED, "its end")
+    assert batch["state"] == "finished"
+    executor.cancel(handle)
+    looks = server.requests.count(("GET", "/sites/"))
+    wait_for(lambda: server.requests.count(("GET", "/sites/")) > looks + 2, "two more looks")
+    assert batch["state"] == "finished"
+
+
 def test_a_killed_launcher_is_noticed_before_the_server_does(
     server: StandIn, new_executor: Callable[..., BalsamExecutor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,11 +109,13 @@ class BalsamApi:
         return found
 
     def end_batch_job(self, number: int) -> Record:
-        """Take it out of the scheduler's queue, or end it there with all that runs in it."""
+        """Take it out of the scheduler's queue, or end it there with all that runs in it; harmless when it is over."""
+        known: Record = self.call("GET", f"/batch-jobs/{number}")
+        if known["state"] not in ("pending_submission", "queued", "running"):
+            return known  # asked again to delete what has ended, the server would have it live for ever
         # One that the scheduler has not got yet is over at once: asked to delete it, Balsam's agent stumbles
         # over the missing number in each of its rounds, and neither submits nor deletes anything any more.
-        unknown = self.call("GET", f"/batch-jobs/{number}").get("scheduler_id") is None
-        state = "finished" if unknown else "pending_deletion"
+        state = "finished" if known.get("scheduler_id") is None else "pending_deletion"
         found: Record = self.call("PUT", f"/batch-jobs/{number}", body={"state": state})
         return found
 
