@@ -18,8 +18,10 @@ HPN = [sys.executable, "-m", "happyneurons.cli.main"]
 
 
 def test_a_sweep_runs_on_several_nodes_and_ends_in_a_table(rig: Rig, tmp_path: Path) -> None:
-    image, labels = write_phantom(make_phantom((4, 240, 360), seed=5), (tmp_path / "phantom").as_uri())
-    simulate_acquisition(image, tmp_path / "tiles", labels_uri=labels, tiles=(2, 1), overlap_px=28, seed=5)
+    image, labels = write_phantom(make_phantom((8, 240, 360), seed=5), (tmp_path / "phantom").as_uri())
+    simulate_acquisition(
+        image, tmp_path / "tiles", labels_uri=labels, tiles=(2, 1), overlap_px=28, sections=(0, 4), seed=5
+    )
     sites, store = write_sites(rig, tmp_path / "sites.yaml", rig.nodes), str(rig.stores / "sweep")
     command = [*HPN, "run", str(EXAMPLE), "--set", f"source={tmp_path / 'tiles'}", "--store", store]
     done = subprocess.run([*command, "--sites", str(sites), "--json"], capture_output=True, text=True)
