@@ -22,7 +22,7 @@ from happyneurons.orchestrator.pipeline import parse_pipeline
 from happyneurons.orchestrator.server import OrchestratorServer
 from happyneurons.store.documents import Store
 
-SIZE = "160,160,40"  # a part of the demo's phantom: what is promised does not depend on size
+SIZE = "128,128,32"  # a part of the demo's phantom: what is promised does not depend on size
 HPN = [sys.executable, "-m", "happyneurons.cli.main"]
 
 

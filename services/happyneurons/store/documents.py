@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,8 +218,13 @@ class Store:
         """Write arrays as one compressed npz with deterministic bytes; returns those bytes."""
         import numpy as np
 
+        # numpy's own savez_compressed writes other headers under Python 3.11.2 than under 3.11.4.
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name, array in arrays.items():
+                member = io.BytesIO()
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue(), zipfile.ZIP_DEFLATED)
         data = buffer.getvalue()
         self.put(path, data)
         return data
