@@ -183,9 +183,18 @@ class Rig:
             self.daemons.run("scancel", *ids)
 
     def idle(self) -> None:
-        """End all batch jobs and wait until the nodes are free: how a test leaves the rig to the next."""
-        self.end_batch_jobs()
-        wait_for(lambda: not self.slurm_queue(), "an empty Slurm queue", 90, every_s=0.2)
+        """End all batch jobs and wait until everybody knows: how a test leaves the rig to the next."""
+
+        def over() -> bool:
+            self.end_batch_jobs()
+            live = ("pending_submission", "queued", "running", "pending_deletion")
+            found = self.call("GET", "/batch-jobs/", site_id=self.site_id(), state=live)["results"]
+            for batch in found:
+                if batch["scheduler_id"] is None:  # asked for in the last moment
+                    self.call("PUT", f"/batch-jobs/{batch['id']}", {"state": "finished"})
+            return not found and not self.slurm_queue()
+
+        wait_for(over, "the end of all batch jobs", 90, every_s=0.5)
 
     def processes(self, *words: str) -> list[psutil.Process]:
         """The rig's processes that have all these words in their command line."""
