@@ -259,7 +259,9 @@ def test_a_batch_job_that_ends_at_its_walltime_costs_nothing_but_time(
     assert job.metrics == {"sum": 55}
     assert job.quarantined == []
     said = explained(orchestrator, run, "a")
-    assert any(words in said for words in ("the walltime ends", "the batch job ended", "got SIGTERM", "exit code")), said
+    assert any(words in said for words in ("the walltime ends", "the batch job ended", "got SIGTERM", "exit code")), (
+        said
+    )
 
 
 def test_a_silent_agent_is_named(
