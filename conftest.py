@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before any library reads them: two test processes share two cores.
@@ -28,3 +29,12 @@ def shared_data() -> Path:
 def store(tmp_path: Path) -> Store:
     """A new store in a folder of its own."""
     return Store((tmp_path / "store").as_uri())
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> Iterator[Path]:
+    """Folder through which sandbox tasks are told what to do. No task waits longer than its test."""
+    folder = tmp_path / "control"
+    folder.mkdir()
+    yield folder
+    (folder / "release").touch()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from integration_tests.ports import is_free
 
 from happyneurons.errors import HappyError
 from happyneurons.store.documents import Store
@@ -31,20 +31,11 @@ def free_ports(count: int) -> list[int]:
     """Ports nobody listens on, 10,000 below which are free, too: weed takes gRPC ports at +10,000."""
     found: list[int] = []
     for port in range(20_000 + os.getpid() % 5_000, 50_000):
-        if all(_is_free(p) for p in (port, port + 10_000)):
+        if all(is_free(p) for p in (port, port + 10_000)):
             found.append(port)
             if len(found) == count:
                 return found
     raise RuntimeError("no free ports")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
 
 
 @dataclass(frozen=True)

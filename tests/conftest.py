@@ -8,22 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PLUGIN = str(ROOT / "tests" / "worker" / "plugin")
 
 sys.path.insert(0, PLUGIN)
 os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (PLUGIN, os.environ.get("PYTHONPATH")) if p)
-
-
-@pytest.fixture
-def control(tmp_path: Path) -> Iterator[Path]:
-    """Folder through which sandbox tasks are told what to do. No task waits longer than its test."""
-    folder = tmp_path / "control"
-    folder.mkdir()
-    yield folder
-    (folder / "release").touch()

@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 from integration_tests.hpc.reaper import members
+from integration_tests.ports import is_free
 from tests.worker.waiting import wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -207,17 +208,8 @@ def free_ports(count: int) -> list[int]:
     while True:
         first = chance.randrange(20_000, 32_000)
         found = list(range(first, first + count))
-        if all(_is_free(port) for port in found):
+        if all(is_free(port) for port in found):
             return found
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
 
 
 def _postgres_tools() -> Path:

@@ -54,14 +54,6 @@ def store(rig: Rig) -> Store:
 
 
 @pytest.fixture
-def control(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "control"
-    folder.mkdir()
-    yield folder
-    (folder / "release").touch()
-
-
-@pytest.fixture
 def access(rig: Rig) -> BalsamAccess:
     return BalsamAccess(api=rig.api, site=rig.site_name, token_file=rig.token_file, poll_s=0.5, timeout_s=5)
 

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -267,6 +268,13 @@ def test_a_look_costs_few_calls(server: StandIn, new_executor: Callable[..., Bal
     assert {r.state for r in executor.poll(handles).values()} == {ProcessState.QUEUED}
 
 
+def running_batch_job(server: StandIn) -> dict[str, Any]:
+    return server.add(
+        "batch-jobs", site_id=1, state="running", num_nodes=1, wall_time_min=60, queue="batch", project="p",
+        filter_tags={}, status_info={}, start_time=None, scheduler_id=7,
+    )  # fmt: skip
+
+
 def test_cancelled_before_it_ran(server: StandIn, new_executor: Callable[..., BalsamExecutor]) -> None:
     executor = new_executor()
     handle = executor.submit(SUBMISSION)
@@ -281,10 +289,7 @@ def test_what_a_launcher_took_at_that_moment_is_stopped_too(
 ) -> None:
     executor = new_executor()
     handle = executor.submit(SUBMISSION)
-    batch = server.add(
-        "batch-jobs", site_id=1, state="running", num_nodes=1, wall_time_min=60, queue="batch", project="p",
-        filter_tags={}, status_info={}, start_time=None, scheduler_id=7,
-    )  # fmt: skip
+    batch = running_batch_job(server)
     job = server.jobs()[0]
     executor.cancel(handle)
     wait_for(lambda: job["state"] == "FAILED", "it to be dropped")
@@ -304,10 +309,7 @@ def test_a_batch_job_that_has_ended_is_not_asked_to_end_again(
     monkeypatch.setattr("happyneurons.executors.balsam.watch.BATCH_JOB_OVER_S", 0.2)
     executor = new_executor()
     handle = executor.submit(SUBMISSION)
-    batch = server.add(
-        "batch-jobs", site_id=1, state="running", num_nodes=1, wall_time_min=60, queue="batch", project="p",
-        filter_tags={}, status_info={}, start_time=None, scheduler_id=7,
-    )  # fmt: skip
+    batch = running_batch_job(server)
     job = server.jobs()[0]
     job["state"], job["batch_job_id"] = "RUNNING", batch["id"]
     executor.cancel(handle)

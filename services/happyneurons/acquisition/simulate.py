@@ -25,7 +25,7 @@ from happyneurons.acquisition.noise import SmoothNoise
 from happyneurons.acquisition.truth import tile_prefix, truth_path
 from happyneurons.errors import UserError
 from happyneurons.imaging.warp import GridWarp
-from happyneurons.store.documents import local_path
+from happyneurons.store.documents import local_path, npz_bytes
 from happyneurons.store.volumes import Volume, absolute_uri, open_volume
 
 Fault = Literal[
@@ -293,9 +293,7 @@ def _photograph(
                 width_px=plan.tile_width, height_px=plan.tile_height,
             )
         )  # fmt: skip
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **truth)  # type: ignore[arg-type]
-    metadata.write_file(truth_path(path, z), buffer.getvalue())
+    metadata.write_file(truth_path(path, z), npz_bytes(**truth))
     document = metadata.SectionDocument(
         z=z, acquired_at=datetime.now(UTC).isoformat(timespec="seconds"), pixel_size_nm=size[0], tiles=tuple(entries)
     )

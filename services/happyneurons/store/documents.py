@@ -216,16 +216,7 @@ class Store:
 
     def put_arrays(self, path: str, **arrays: np.ndarray) -> bytes:
         """Write arrays as one compressed npz with deterministic bytes; returns those bytes."""
-        import numpy as np
-
-        # numpy's own savez_compressed writes other headers under Python 3.11.2 than under 3.11.4.
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w") as archive:
-            for name, array in arrays.items():
-                member = io.BytesIO()
-                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
-                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue(), zipfile.ZIP_DEFLATED)
-        data = buffer.getvalue()
+        data = npz_bytes(**arrays)
         self.put(path, data)
         return data
 
@@ -278,3 +269,17 @@ class _errors:
 
 # For local files the backend says "generic error" and leaves the system's error number in the text.
 _DENIED_LOCALLY = re.compile(rf"\(os error ({errno.EACCES}|{errno.EPERM}|{errno.EROFS})\)")
+
+
+def npz_bytes(**arrays: np.ndarray) -> bytes:
+    """Arrays as one compressed npz: the same bytes for the same arrays, under every Python."""
+    import numpy as np
+
+    # numpy's own savez_compressed writes other headers under Python 3.11.2 than under 3.11.4.
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue(), zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
