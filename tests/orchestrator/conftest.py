@@ -6,9 +6,26 @@ from typing import Any
 
 import pytest
 
+from happyneurons.client import Client
 from happyneurons.executors.local import LocalExecutor
 from happyneurons.orchestrator.orchestrator import Orchestrator
+from happyneurons.orchestrator.server import OrchestratorServer
+from happyneurons.orchestrator.sites import SiteConfig
 from happyneurons.store.documents import Store
+
+SITES = {"local": SiteConfig(executor="local", cores=4, description="the test's machine")}
+
+
+@pytest.fixture
+def server(store: Store) -> Iterator[OrchestratorServer]:
+    with OrchestratorServer(store, sites=SITES, metrics_address="127.0.0.1:0") as found:
+        yield found
+
+
+@pytest.fixture
+def client(server: OrchestratorServer) -> Iterator[Client]:
+    with Client(server.address) as found:
+        yield found
 
 
 @pytest.fixture

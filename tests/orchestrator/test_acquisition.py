@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from happyneurons.orchestrator.orchestrator import Orchestrator
 from happyneurons.orchestrator.reports import Reports
 from happyneurons.orchestrator.runlog import Event, read_events
 from happyneurons.orchestrator.server import OrchestratorServer
-from happyneurons.orchestrator.sites import SiteConfig
 from happyneurons.orchestrator.state import AcquisitionStatus, RunStatus
 from happyneurons.store.documents import Store
 from happyneurons.v1 import acquisition_pb2
@@ -35,8 +34,8 @@ from happyneurons.v1 import acquisition_service_pb2 as pb
 from happyneurons.v1.acquisition_service_pb2_grpc import AcquisitionServiceStub
 
 from ..worker.waiting import wait_for
+from .conftest import SITES
 
-SITES = {"local": SiteConfig(executor="local", cores=4)}
 OPEN = """
 name: open
 acquisition: {batch: 2, wait_s: 3600}
@@ -45,18 +44,6 @@ jobs:
   second: {stage: gather, each: batch, inputs: {tables: first.table}}
   all: {stage: gather, inputs: {tables: second.table}}
 """
-
-
-@pytest.fixture
-def server(store: Store) -> Iterator[OrchestratorServer]:
-    with OrchestratorServer(store, sites=SITES, metrics_address="127.0.0.1:0") as found:
-        yield found
-
-
-@pytest.fixture
-def client(server: OrchestratorServer) -> Iterator[Client]:
-    with Client(server.address) as found:
-        yield found
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,14 @@ from happyneurons.executors.local import LocalExecutor
 from happyneurons.jobs.spec import job_uri, make_spec, save_spec
 from happyneurons.orchestrator.orchestrator import Orchestrator
 from happyneurons.orchestrator.server import OrchestratorServer
-from happyneurons.orchestrator.sites import SiteConfig
 from happyneurons.stages import load_stage
-from happyneurons.store.documents import Store
 from happyneurons.v1 import pipeline_service_pb2 as pb
 from happyneurons.v1 import pipeline_service_pb2_grpc, pipelines_pb2
 from happyneurons.worker.launch import Launch, start
 
 from ..worker.waiting import wait_for
+from .conftest import SITES
 
-SITES = {"local": SiteConfig(executor="local", cores=4, description="the test's machine")}
 TWO = """
 name: two
 jobs:
@@ -41,18 +38,6 @@ jobs:
   second: {stage: sandbox, params: {tasks: 4, control: "CONTROL"}, needs: [first]}
 """
 GATED = TWO.replace("[first]", "[look]") + "gates:\n  look: {after: [first], ask: 'Good?'}\n"
-
-
-@pytest.fixture
-def server(store: Store) -> Iterator[OrchestratorServer]:
-    with OrchestratorServer(store, sites=SITES, metrics_address="127.0.0.1:0") as found:
-        yield found
-
-
-@pytest.fixture
-def client(server: OrchestratorServer) -> Iterator[Client]:
-    with Client(server.address) as found:
-        yield found
 
 
 @pytest.fixture
