@@ -24,8 +24,11 @@ help: ## show this list
 .PHONY: venv
 venv: $(STAMP) ## make the environment .venv with exact versions (requirements.lock)
 
-# uv takes seconds where pip takes minutes; pip does it where uv cannot be had.
-$(STAMP): requirements.lock pyproject.toml
+NATIVE := $(wildcard services/happyneurons/ffn/native/*.[ch]pp)
+
+# uv takes seconds where pip takes minutes; pip does it where uv cannot be had. The kernels in C++ are built where there
+# is a compiler.
+$(STAMP): requirements.lock pyproject.toml setup.py $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "HAPPYNeurons needs Python 3.11 or newer; say which: make PYTHON=python3.12 …" >&2; exit 2; }
 	@test -x $(BIN)/python || { echo "→ making .venv"; $(PYTHON) -m venv .venv; }

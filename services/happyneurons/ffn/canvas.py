@@ -6,7 +6,7 @@ as logits; NaN in the object mask means "not yet seen for this object".
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from typing import Protocol
 
 import numpy as np
@@ -43,6 +43,18 @@ def _component(mask: NDArray[np.bool_], seed: tuple[int, ...]) -> NDArray[np.boo
     return np.asarray(mask & (parts == parts[seed]))
 
 
+def _open_faces(inside: NDArray[np.bool_], unseen: NDArray[np.bool_]) -> int:
+    """Number of voxel faces between the two masks."""
+    count = 0
+    for axis in range(3):
+        first: list[slice] = [slice(None)] * 3
+        second = list(first)
+        first[axis], second[axis] = slice(None, -1), slice(1, None)
+        a, b = tuple(first), tuple(second)
+        count += int(np.count_nonzero(inside[a] & unseen[b])) + int(np.count_nonzero(unseen[a] & inside[b]))
+    return count
+
+
 class Canvas:
     """Segments objects one by one into `segmentation`.
 
@@ -61,8 +73,6 @@ class Canvas:
         self._step = step
         self._fov, self._deltas = step.architecture.fov_zyx, step.architecture.deltas_zyx
         self._half: Position = (self._fov[0] // 2, self._fov[1] // 2, self._fov[2] // 2)
-        # What fast mode looks at: the field of view without a rim of half a delta's width.
-        self._inner = tuple(slice(d // 2, f - d // 2) for f, d in zip(self._fov, self._deltas, strict=True))
         self._pad = np.float32(logit(options.pad_value))
         self._move = logit(options.move_threshold)
         self._mask: FloatArray = np.full(image.shape, np.nan, np.float32)
@@ -127,23 +137,61 @@ class Canvas:
         self._mask[seed] = logit(self.options.init_activation)
         self._low[:] = self._high[:] = seed
         queue = MovementQueue(seed, self._deltas, self._move)
-        while (position := queue.pop(self._valid)) is not None:
+        left_out: deque[Position] = deque()
+        while (position := queue.pop(self._valid) or self._unfinished(left_out)) is not None:
             if self._mask[seed] < self._move:
                 self.counters["seeds_lost"] += 1
                 return
             if self.excluded is not None and self.excluded[position]:
                 continue
-            queue.expand(self._update(position), position)
+            if queue.visited(position) or not self._explored(position):
+                logits = self._update(position)
+            else:
+                self.counters["fov_skipped"] += 1
+                left_out.append(position)
+                old = self._mask[self._box(position)]
+                logits = np.where(np.isnan(old), self._pad, old)
+            queue.expand(logits, position)
             np.minimum(self._low, position, out=self._low)
             np.maximum(self._high, position, out=self._high)
 
+    def _explored(self, position: Position) -> bool:
+        """Fast mode: whether so little is new around a position that the search may go on without the network."""
+        limit = self.options.skip_explored_fraction
+        if not limit:
+            return False
+        old = self._mask[self._centre(position)]
+        decided = np.abs(old) > UNDECIDED_LOGIT  # NaN compares as false
+        return float(1.0 - decided.mean()) < limit
+
+    def _unfinished(self, left_out: deque[Position]) -> Position | None:
+        """Fast mode, once there is nowhere else to go: the next position left out where the object still borders on
+        voxels that were never seen. That is so in thin cells and along the faces of the image."""
+        while left_out:
+            position = left_out.popleft()
+            if self._valid(position):
+                old = self._mask[self._centre(position)]
+                if _open_faces(old >= 0, np.isnan(old)) >= self.options.revisit_open_faces:
+                    self.counters["fov_revisited"] += 1
+                    return position
+        return None
+
+    def _box(self, position: Position) -> Box:
+        return tuple(slice(p - h, p + h + 1) for p, h in zip(position, self._half, strict=True))
+
+    def _centre(self, position: Position) -> Box:
+        """What counts in fast mode: the field of view without a rim of half a delta's width, which the next steps
+        see better; but with it where they cannot go, at the faces of the image."""
+        box = []
+        for p, h, d, n in zip(position, self._half, self._deltas, self.image.shape, strict=True):
+            low, high = p - h, p + h + 1
+            box.append(slice(low if low < d else low + d // 2, high if high > n - d else high - d // 2))
+        return tuple(box)
+
     def _update(self, position: Position) -> FloatArray:
-        """Run the network at a position (or not, in fast mode); the mask there as logits."""
-        box = tuple(slice(p - h, p + h + 1) for p, h in zip(position, self._half, strict=True))
+        """Run the network at a position; the mask there as logits."""
+        box = self._box(position)
         old = self._mask[box]
-        if self._explored(old):
-            self.counters["fov_skipped"] += 1
-            return np.where(np.isnan(old), self._pad, old)
         self.counters["fov_steps"] += 1
         logits = self._step(self.image[box], np.where(np.isnan(old), self._pad, old))
         threshold = self.options.disco_seed_threshold
@@ -153,13 +201,6 @@ class Canvas:
             logits = np.where(frozen, old, logits)
         self._mask[box] = logits
         return logits
-
-    def _explored(self, old: FloatArray) -> bool:
-        limit = self.options.skip_explored_fraction
-        if not limit:
-            return False
-        decided = np.abs(old[self._inner]) > UNDECIDED_LOGIT
-        return float(1.0 - decided.mean()) < limit
 
     def _touched(self) -> Box:
         """Box around all fields of view visited for the current object."""

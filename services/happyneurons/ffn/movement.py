@@ -59,6 +59,10 @@ class MovementQueue:
                 return position
         return None
 
+    def visited(self, position: Position) -> bool:
+        """Whether the position's cell was expanded before."""
+        return self._cell(position) in self._done
+
     def expand(self, logits: np.ndarray, position: Position) -> None:
         """Mark the position's cell as visited and queue the face maxima of its field of view."""
         self._done.add(self._cell(position))

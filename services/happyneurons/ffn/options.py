@@ -36,11 +36,17 @@ class InferenceOptions(BaseModel):
         "rejected (probability under 0.5) cannot be taken back; negative: they always can",
     )
     skip_explored_fraction: float = Field(
-        0.05,
+        0.2,
         ge=0,
         le=1,
         description="Fast mode: where less than this fraction of the centre of the field of view is unexplored or "
         "undecided (|logit| <= 1), the network is not run again, the search goes on from the mask as it is. 0: exact",
+    )
+    revisit_open_faces: int = Field(
+        16,
+        ge=1,
+        description="Fast mode: once an object's search is over, the network is run after all at positions it was not "
+        "run at where the object borders on unseen voxels with at least this many voxel faces",
     )
     keep_connected: bool = Field(
         False,

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from happyneurons.errors import UserError
+from happyneurons.ffn.backends import backend_names, choose, make_step
 from happyneurons.ffn.options import InferenceOptions
 from happyneurons.imaging.subvolumes import Subvolume, SubvolumeGrid
 from happyneurons.jobs.stage import (
@@ -24,7 +25,6 @@ from happyneurons.jobs.stage import (
     Task,
     TaskResult,
 )
-from happyneurons.stages.segment.backends import backend_names, make_step
 from happyneurons.store.artifacts import Bounds
 from happyneurons.store.volumes import Volume, open_volume
 
@@ -59,7 +59,10 @@ class SegmentParams(InferenceOptions, StageParams):
         "half a field of view of them are segmented too (google/ffn: false)",
     )
     backend: str = Field(
-        "tensorflow", description="What computes the network", json_schema_extra={"enum": list(backend_names())}
+        "auto",
+        description="What computes the network; auto: TensorFlow where there is a GPU, else our own Winograd kernels "
+        "if they were built with the package",
+        json_schema_extra={"enum": list(backend_names())},
     )
     fov_xyz: tuple[int, int, int] | None = Field(
         None, description="Field of view, voxels, odd; default: the model's own (33 for TensorFlow checkpoints)"
@@ -214,6 +217,7 @@ class Segment(Stage[SegmentParams]):
                 f"segment: subvolumes of {tuple(int(b) for b in box)} (xyz) are smaller than the network's field of "
                 f"view {fov}; give larger subvolume_size_xyz or bounds_xyz"
             )
+        choose(context.params.backend, architecture)
         if source.image.dtype.kind not in "uif":
             raise UserError(f"segment: the image has type {source.image.dtype}, grey values were expected")
 

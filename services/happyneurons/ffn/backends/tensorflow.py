@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+
+from happyneurons.ffn.architecture import Architecture
 from happyneurons.ffn.canvas import Step
 from happyneurons.ffn.model import Model
-from happyneurons.ffn.network import Predictor
+
+
+def unavailable(architecture: Architecture) -> str:
+    if importlib.util.find_spec("tensorflow") is None:
+        return "TensorFlow is not installed: pip install 'happyneurons[ffn]'"
+    return ""
 
 
 def make_step(model: Model, threads: int) -> Step:
+    from happyneurons.ffn.network import Predictor
+
     return Predictor(model.architecture, model.weights, threads=threads)
