@@ -53,11 +53,17 @@ def usable_sets() -> dict[str, Any]:
             library = ctypes.CDLL(str(NATIVE / f"{name}.so"))
             if library.hpn_ffn_abi() != _ABI or not library.hpn_ffn_usable():
                 continue
-        except (OSError, AttributeError):  # not built, for another machine, or something else of that name
+            library.hpn_ffn_new.restype = ctypes.c_void_p
+            library.hpn_ffn_peak_flops.restype = ctypes.c_double
+        except (OSError, AttributeError):  # not built, for another machine, or left over from an older build
             continue
-        library.hpn_ffn_new.restype = ctypes.c_void_p
         found[name] = library
     return found
+
+
+def peak_flops() -> float:
+    """Floating point operations a second that one thread of this processor can reach, by the best instruction set."""
+    return float(_library(None)[1].hpn_ffn_peak_flops())
 
 
 def _library(instruction_set: str | None) -> tuple[str, Any]:

@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <time.h>
 
 namespace {
 
@@ -232,6 +233,25 @@ void* hpn_ffn_new(int depth, int features, const int* fov, int threads, const fl
 // 0, or 1 if its threads could not be started.
 int hpn_ffn_step(void* net, const float* image, const float* seed, float* logits) {
     return static_cast<Network*>(net)->step(image, seed, logits) ? 0 : 1;
+}
+
+// Multiply-adds a second that one thread reaches with nothing to load or store, times 2: what steps are measured by.
+double hpn_ffn_peak_flops() {
+    constexpr int CHAINS = 12, ROUNDS = 20000000;
+    volatile float near_one = 0.999f;
+    const Vector m = all(near_one), a = all(near_one * 1e-3f);
+    Vector sum[CHAINS];
+    for (int i = 0; i < CHAINS; i++) sum[i] = a;
+    timespec begin, end;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &begin);
+    for (int r = 0; r < ROUNDS; r++)
+#pragma GCC unroll 12
+        for (int i = 0; i < CHAINS; i++) sum[i] = sum[i] * m + a;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &end);
+    volatile float used = 0;
+    for (int i = 0; i < CHAINS; i++) used = used + sum[i][0];
+    const double seconds = (end.tv_sec - begin.tv_sec) + (end.tv_nsec - begin.tv_nsec) * 1e-9;
+    return 2.0 * LANES * CHAINS * ROUNDS / seconds;
 }
 
 }  // extern "C"
