@@ -79,7 +79,7 @@ def segment_subvolume(
     beyond = np.pad(np.zeros(image.shape, bool) if excluded is None else excluded, margins, constant_values=True)
     watched = WatchedStep(step) if checkpoint is not None else step
     canvas = Canvas(
-        np.pad(normalized, margins, mode="reflect"),
+        np.pad(normalized, margins, mode="reflect") if any(map(any, mirrored)) else normalized,
         watched,
         options,
         beyond if excluded is not None or any(map(any, mirrored)) else None,

@@ -237,17 +237,17 @@ class Segment(Stage[SegmentParams]):
 
     def check(self, context: Context[SegmentParams]) -> None:
         source, architecture = _source(context), _model(context).architecture
+        if context.params.depth not in (None, architecture.depth):
+            raise UserError(
+                f"segment: params.depth is {context.params.depth}, but the model {context.input('model').uri} has "
+                f"{architecture.depth} modules; give the checkpoint that was trained with that depth"
+            )
         fov = architecture.fov_zyx[::-1]
         box = np.minimum(context.params.subvolume_size_xyz, source.bounds.shape_zyx[::-1])
         if any(b < f for b, f in zip(box, fov, strict=True)):
             raise UserError(
                 f"segment: subvolumes of {tuple(int(b) for b in box)} (xyz) are smaller than the network's field of "
                 f"view {fov}; give larger subvolume_size_xyz or bounds_xyz"
-            )
-        if context.params.depth not in (None, architecture.depth):
-            raise UserError(
-                f"segment: params.depth is {context.params.depth}, but the model {context.input('model').uri} has "
-                f"{architecture.depth} modules; give the checkpoint that was trained with that depth"
             )
         start, stop = source.bounds.minimum_xyz[::-1], source.bounds.maximum_xyz[::-1]
         context.once("cover", lambda: check_inputs(context, _model(context), source.image, start, stop))
