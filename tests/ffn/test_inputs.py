@@ -159,6 +159,22 @@ class Failing(Neighbourhood):
         return super().__call__(image, seed)
 
 
+class Lost(Neighbourhood):
+    """Raises after so many calls, then after so many more, …"""
+
+    def __init__(self, left: list[int]) -> None:
+        super().__init__()
+        self.left = left
+
+    def __call__(self, image: np.ndarray, seed: np.ndarray) -> np.ndarray:
+        if self.left:
+            self.left[0] -= 1
+            if self.left[0] < 0:
+                del self.left[0]
+                raise OSError(errno.EIO, "the node is gone")
+        return super().__call__(image, seed)
+
+
 def blocks_result(step: Step, checkpoint: CanvasCheckpoint | None = None) -> SubvolumeSegmentation:
     given = np.zeros((24, 40, 64), np.uint32)
     given[8:16, 26:31, 20:30] = 9
@@ -253,52 +269,36 @@ def cell_bodies(phantom: Phantom) -> np.ndarray:
     return np.where(coarse == a, 1000, np.where(coarse == b, 2000, 0)).astype(np.uint32)
 
 
-@pytest.mark.slow
 def test_initial_segmentation_and_masks_go_through_segment_and_reconcile(
-    store: Store, phantom: Phantom, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bodies = cell_bodies(phantom)
-    tissue = np.zeros((8, 10, 20), np.uint8)
+    """In two boxes, on nodes that are lost again and again; the network is a stand-in of known result."""
+    bodies = np.zeros((12, 20, 32), np.uint32)
+    bodies[4:8, 3:8, 8:24] = 1000
+    bodies[4:8, 12:16, 12:28] = 2000
+    tissue = np.zeros((6, 10, 16), np.uint8)
     tissue[:, :8] = 2  # y < 32 of 40
-    vessel = np.zeros((16, 20, 40), np.uint8)
+    vessel = np.zeros((12, 20, 32), np.uint8)
     vessel[:, :4] = 1  # y < 8
     inputs = {
-        "image": put(store, "image", phantom.image),
+        "image": put(store, "image", blocks_image()),
         "model": MODEL,
         "mask": [put(store, "tissue", tissue, voxel_nm=32), put(store, "vessel", vessel, voxel_nm=16)],
         "initial_segmentation": put(store, "bodies", bodies, "segmentation", voxel_nm=16),
     }
     params = {
-        **DEMO, "subvolume_size_xyz": [56, 40, 32], "overlap_xyz": [32, 16, 16], "checkpoint_s": 1e-6,
-        "mask_rules": [{"values": [2], "invert": True}, {}],
+        "subvolume_size_xyz": [40, 40, 24], "overlap_xyz": [24, 16, 8], "checkpoint_s": 1e-6,
+        "min_segment_size": 300, "mask_rules": [{"values": [2], "invert": True}, {}],
     }  # fmt: skip
-    failures = iter([30, 8])
-    make_step = segment_stage.make_step
-    calls = [0]
+    steps: list[Lost] = []
 
-    def fragile(*args: Any) -> Step:
-        """The real network, on nodes that are lost after some steps."""
-        step = make_step(*args)
-        state = {"left": next(failures, None)}
+    def lost(*_: object) -> Step:
+        steps.append(Lost([60, 40]))
+        return steps[-1]
 
-        class Fragile:
-            architecture = step.architecture
-
-            def __call__(self, image: np.ndarray, seed: np.ndarray) -> np.ndarray:
-                if state["left"] == 0:
-                    state["left"] = next(failures, None)
-                    raise OSError(errno.EIO, "the node is gone")
-                if state["left"]:
-                    state["left"] -= 1
-                calls[0] += 1
-                return step(image, seed)
-
-        return Fragile()
-
-    monkeypatch.setattr(segment_stage, "make_step", fragile)
+    monkeypatch.setattr(segment_stage, "make_step", lost)
     manifest = run_stage(store, "segment", inputs=inputs, params=params)
-    assert next(failures, None) is None  # both happened
-    assert calls[0] < manifest.metrics["fov_steps"] + 30, "what the first try had finished was done again"
+    assert steps[0].left == []  # it was lost twice
     artifact = load_artifact(manifest.outputs["subvolumes"].uri)
     assert not [name for name in artifact.store().list("") if "checkpoints" in name]
     assert manifest.metrics["input_cover"] == 1
@@ -319,7 +319,7 @@ def test_initial_segmentation_and_masks_go_through_segment_and_reconcile(
         assert not new[:, 32:].any()
 
     undisturbed = Store(store.uri + "-undisturbed")
-    monkeypatch.setattr(segment_stage, "make_step", make_step)
+    monkeypatch.setattr(segment_stage, "make_step", lambda *_: Neighbourhood())
     expected = run_stage(undisturbed, "segment", inputs=inputs, params=params)
     assert expected.outputs["subvolumes"].digest == manifest.outputs["subvolumes"].digest
     for box in grid:
