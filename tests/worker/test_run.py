@@ -14,7 +14,7 @@ from happyneurons.orchestrator.driver import INFRASTRUCTURE_RETRIES
 from happyneurons.store.artifacts import load_artifact
 from happyneurons.store.documents import Store
 from happyneurons.worker.local import run_stage
-from happyneurons.worker.run import RunOptions
+from happyneurons.worker.run import WALLTIME_MARGIN_S, RunOptions, run_job_here
 from happyneurons.worker.suspects import find_suspects
 
 from .waiting import wait_for
@@ -105,6 +105,33 @@ def test_walltime_drains_before_its_end(store, control, new_job, start_attempt):
     key = new_job(tasks=5, control=str(control))
     assert start_attempt(key, walltime_min=0.01).wait(60) == 75
     assert attempt_end(store, key, 1)["state"] == EndState.DRAINED
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_long_task_hears_of_the_drain_and_gives_up_in_time(store, control, new_job, start_attempt, ranks):
+    key = new_job(tasks=3, control=str(control), behaviour={"1": "ask"})
+    process = start_attempt(key, ranks=ranks)
+    wait_for(lambda: started(control, 1), "task 1")
+    process.terminate()
+    assert process.wait(60) == 75
+    assert (control / "gave-up-1").exists()
+    end = attempt_end(store, key, 1)
+    assert end["state"] == EndState.DRAINED
+    assert "abandoned" not in end["message"]
+    assert "0001" not in read_journal(store, key, "work")
+    (control / "release").touch()
+    assert start_attempt(key, ranks=ranks).wait(60) == 0
+    assert settle(store, key).provenance["tasks_quarantined"] == []
+
+
+def test_the_walltime_is_noticed_amid_a_task(store, control, new_job, monkeypatch):
+    monkeypatch.setattr("happyneurons.worker.context.LOOK_S", 0.05)
+    key = new_job(tasks=1, control=str(control), behaviour={"0": "ask"})
+    options = RunOptions(walltime_s=WALLTIME_MARGIN_S + 2, heartbeat_s=0.05)
+    assert run_job_here(store, key, options) == 75
+    assert (control / "gave-up-0").exists()
+    assert attempt_end(store, key, 1)["state"] == EndState.DRAINED
+    assert "walltime" in attempt_end(store, key, 1)["message"]
 
 
 def test_poison_task_is_quarantined_and_the_rest_done(store, control):

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reject": ("happyneurons.cli.decisions:reject", "Do not let a run pass a gate."),
     "cancel": ("happyneurons.cli.decisions:cancel", "Stop a run."),
     "retry": ("happyneurons.cli.decisions:retry", "Attempt again what did not succeed."),
+    "run-inference": ("happyneurons.cli.run_inference:run_inference", "Segment as google/ffn's run_inference.py does."),
     "stage": ("happyneurons.cli.stage:stage", "List, describe and run single stages."),
     "evaluate": ("happyneurons.cli.stage:evaluate", "Score a segmentation against ground truth."),
     "view": ("happyneurons.cli.view:view", "Open results in Neuroglancer."),

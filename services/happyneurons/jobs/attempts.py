@@ -8,6 +8,7 @@ end.json       the outcome, decided once. An attempt publishes by putting its ma
                Whichever comes first wins, so an attempt that was superseded cannot publish,
                however long it was paused.
 progress.json  overwritten every few seconds; its sequence number is the heartbeat.
+drain.json     written when the attempt is to end soon: long tasks look for it, save what they have and give up.
 
 `jobs/KEY/manifest.json` is a copy of the manifest inside the winning end.json. If its writer died
 between the two, the next reader that cares (:func:`settle`) makes the copy.
@@ -68,6 +69,10 @@ class Attempt:
     def cancel_requested(self) -> bool:
         return self.store.exists(f"jobs/{self.key}/attempts/{self.number:04d}/cancel.json")
 
+    def announce_drain(self, reason: str) -> None:
+        """Tell the tasks at work, on whatever rank, that the attempt is to end soon."""
+        self.store.put_json(drain_path(self.key, self.number), {"reason": reason})
+
     def end(self, state: EndState, message: str = "", **details: Any) -> None:
         """Decide the outcome. Raises SupersededError if it was decided by somebody else."""
         document = {"state": state.value, "message": message, "owner": self.owner, "time": time.time(), **details}
@@ -82,6 +87,10 @@ class Attempt:
 
 def attempt_folder(key: str, number: int) -> str:
     return f"jobs/{key}/attempts/{number:04d}"
+
+
+def drain_path(key: str, number: int) -> str:
+    return f"{attempt_folder(key, number)}/drain.json"
 
 
 def attempt_numbers(store: Store, key: str) -> list[int]:

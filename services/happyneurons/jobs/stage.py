@@ -153,6 +153,13 @@ class Context(Protocol[P]):
     def quarantined(self, round_name: str) -> Sequence[str]:
         """Keys of tasks of that round that were given up."""
 
+    def stopping(self) -> bool:
+        """Whether the attempt is to end soon (signal, walltime). Cheap; for tasks of many minutes.
+
+        A task that can save its state does so and raises DrainedError; it has about 20 s. It is not
+        counted as a failure, and the next attempt begins it again.
+        """
+
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """`make()` once per process and job: networks, opened volumes, solved transforms."""
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from happyneurons.errors import StoreError, TaskError, UserError
+from happyneurons.errors import DrainedError, StoreError, TaskError, UserError
 from happyneurons.jobs.spec import JobSpec
 from happyneurons.jobs.stage import Round, Task
 from happyneurons.store.documents import Store
@@ -47,6 +47,8 @@ class JobOnRank:
     store_uri: str
     spec: JobSpec
     threads: int
+    attempt: int | None = None
+    """Number of the attempt; None: a task is repeated outside of any."""
 
 
 class RankState:
@@ -57,7 +59,7 @@ class RankState:
 
         self.rank = rank
         stage = load_stage(job.spec.stage)
-        self.context = JobContext(Store(job.store_uri), job.spec, stage, job.threads)
+        self.context = JobContext(Store(job.store_uri), job.spec, stage, job.threads, job.attempt)
         self.stage = stage()
         self._rounds: list[Round] | None = None
 
@@ -105,7 +107,7 @@ def execute(round_index: int, task: Task) -> Outcome:
         result = state.rounds[round_index].run(task, state.context)
     except UserError as error:
         return outcome("user", error)
-    except (StoreError, MemoryError) as error:
+    except (StoreError, DrainedError, MemoryError) as error:
         return outcome("infrastructure", error)
     except OSError as error:
         return outcome("infrastructure" if error.errno in INFRASTRUCTURE_ERRNO else "failed", error)

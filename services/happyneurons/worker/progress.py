@@ -115,6 +115,8 @@ class Heartbeat:
         self.stop_reason: HappyError | None = None
         self._stopped_at = 0.0
         self._abandon_after_s: float | None = None
+        self._end: tuple[float, float] | None = None
+        self._announced = False
 
     def __enter__(self) -> Heartbeat:
         self.beat()
@@ -142,6 +144,10 @@ class Heartbeat:
             DrainedError(f"drained: {why}; finished tasks are kept, run the job again to go on"), abandon_after_s
         )
 
+    def ends(self, at: float, abandon_after_s: float) -> None:
+        """Drain at this time (monotonic clock), also when the main thread is deep in a task."""
+        self._end = (at, abandon_after_s)
+
     def _stop(self, reason: HappyError, abandon_after_s: float | None) -> None:
         if self.stop_reason is None:
             self._stopped_at, self._abandon_after_s = time.monotonic(), abandon_after_s
@@ -157,6 +163,7 @@ class Heartbeat:
                 self.beat()
                 self._logs.flush()
                 self._look_for_orders()
+                self._announce()
             if self._abandon_after_s is not None and self.stopping_for_s() > self._abandon_after_s:
                 self._abandon()
             self._wake.wait(self._interval_s)
@@ -164,10 +171,18 @@ class Heartbeat:
     def _look_for_orders(self) -> None:
         if self.stop_reason is not None:
             return
-        if self._attempt.cancel_requested():
+        if self._end is not None and time.monotonic() > self._end[0]:
+            self.drain("the walltime ends", abandon_after_s=self._end[1])
+        elif self._attempt.cancel_requested():
             self._stop(CancelledError("cancelled by its owner"), UNWANTED_GRACE_S)
         elif self._attempt.superseded() and not self._closed:
             self._stop(SupersededError("another attempt took over"), UNWANTED_GRACE_S)
+
+    def _announce(self) -> None:
+        """Tell tasks that ask (`context.stopping()`)."""
+        if isinstance(self.stop_reason, DrainedError) and not self._announced:
+            self._attempt.announce_drain(str(self.stop_reason))
+            self._announced = True
 
     def _abandon(self) -> None:
         """The main thread is deep in a long task and cannot answer: leave without it."""

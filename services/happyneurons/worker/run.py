@@ -54,6 +54,7 @@ from happyneurons.worker.suspects import Suspects, find_suspects
 log = logging.getLogger("happyneurons.worker")
 
 TASK_TRIES = 2
+WALLTIME_MARGIN_S = 30.0
 INFRASTRUCTURE_TRIES = 4
 
 
@@ -85,7 +86,7 @@ def run_job_uri(uri: str, options: RunOptions) -> int:
             log.info("job %s has its result already", key)
             return None
         attempts.append(attempt)
-        return JobOnRank(store.uri, spec, options.threads)
+        return JobOnRank(store.uri, spec, options.threads, attempt.number)
 
     with mpi_farm(begin) as work:
         if work is None:
@@ -100,7 +101,7 @@ def run_job_here(store: Store, key: str, options: RunOptions | None = None) -> i
     attempt = claim(store, key, owner_id(), takeover=options.takeover)
     if attempt is None:
         return EXIT_OK
-    job = JobOnRank(store.uri, load_spec(store, key), options.threads)
+    job = JobOnRank(store.uri, load_spec(store, key), options.threads, attempt.number)
     state = enter_job(job, 0)
     try:
         return Coordinator(attempt, SerialFarm(), job, state, options, time.monotonic()).run()
@@ -121,6 +122,8 @@ class Coordinator:
         self.logs = StoreLogHandler(self.store, attempt.key, attempt.number, 0)
         self.heartbeat = Heartbeat(attempt, self.progress, self.journal, self.logs, options.heartbeat_s)
         self.deadline = None if options.walltime_s is None else started + options.walltime_s
+        if self.deadline is not None:
+            self.heartbeat.ends(self.deadline - WALLTIME_MARGIN_S, abandon_after_s=options.drain_grace_s + 2)
         self.suspects = Suspects()
         self.quarantined: list[str] = []
 
@@ -291,7 +294,10 @@ class Coordinator:
     def _raise_if_stopped(self, pending: dict[Future[Outcome], Task] | None = None) -> None:
         """Raise what ends this attempt early, after running tasks had their chance to finish."""
         beat = self.heartbeat
-        if self.deadline is not None and time.monotonic() > self.deadline - self.progress.longest_task_s - 30:
+        if (
+            self.deadline is not None
+            and time.monotonic() > self.deadline - self.progress.longest_task_s - WALLTIME_MARGIN_S
+        ):
             beat.drain("the walltime ends")
         reason = beat.stop_reason
         if reason is None:

@@ -7,6 +7,7 @@ Task i writes `i.txt` and waits or misbehaves as `behaviour[str(i)]` says:
 "die"      kills its process with SIGKILL
 "die-once" kills its process unless `control/died-i` exists
 "nospace"  raises OSError(ENOSPC) until `control/space` exists
+"ask"      as "block", but gives up with DrainedError when the attempt is to end, having left `control/gave-up-i`
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from happyneurons.errors import UserError
+from happyneurons.errors import DrainedError, UserError
 from happyneurons.jobs.stage import (
     InputSpec,
     Output,
@@ -63,6 +64,11 @@ class Work(Round):
         if behaviour == "nospace" and not (control / "space").exists():
             raise OSError(errno.ENOSPC, "no space left on device")
         while behaviour == "block" and not (control / "release").exists():
+            time.sleep(0.02)
+        while behaviour == "ask" and not (control / "release").exists():
+            if context.stopping():
+                (control / f"gave-up-{i}").touch()
+                raise DrainedError("asked to stop")
             time.sleep(0.02)
         context.output_store("numbers").put(f"{i}.txt", str(i * i).encode())
         return TaskResult({"square": i * i}, voxels=1)

@@ -25,18 +25,29 @@ from happyneurons.jobs.stage import (
     Task,
     TaskResult,
 )
+from happyneurons.stages.segment.inputs import (
+    INPUTS,
+    InputParams,
+    check_inputs,
+    image_voxel_size,
+    read_excluded,
+    read_obstacles,
+    read_seeds,
+)
+from happyneurons.stages.segment.masks import Size
 from happyneurons.store.artifacts import Bounds
 from happyneurons.store.volumes import Volume, open_volume
 
 if TYPE_CHECKING:
     from happyneurons.ffn.canvas import Step
+    from happyneurons.ffn.checkpoint import CanvasCheckpoint
     from happyneurons.ffn.inference import Faces
     from happyneurons.ffn.model import Model
 
 OUTPUT = "subvolumes"
 
 
-class SegmentParams(InferenceOptions, StageParams):
+class SegmentParams(InputParams, InferenceOptions, StageParams):
     subvolume_size_xyz: tuple[int, int, int] = Field((256, 256, 256), description="Size of a subvolume, voxels")
     overlap_xyz: tuple[int, int, int] = Field(
         (48, 48, 48),
@@ -64,6 +75,9 @@ class SegmentParams(InferenceOptions, StageParams):
         "if they were built with the package",
         json_schema_extra={"enum": list(backend_names())},
     )
+    depth: int | None = Field(
+        None, ge=2, le=32, description="Modules that the network must have, or it is refused; default: any number"
+    )
     fov_xyz: tuple[int, int, int] | None = Field(
         None, description="Field of view, voxels, odd; default: the model's own (33 for TensorFlow checkpoints)"
     )
@@ -75,6 +89,12 @@ class SegmentParams(InferenceOptions, StageParams):
     )
     image_stddev: float | None = Field(
         None, gt=0, description="Grey values that become 1; default: the model's own (33 for TensorFlow checkpoints)"
+    )
+    checkpoint_s: float = Field(
+        600.0,
+        ge=0,
+        description="Time between two saves of a half segmented subvolume, s, from which another attempt goes on; "
+        "0: none",
     )
 
     @field_validator("backend")
@@ -103,6 +123,7 @@ class _Source:
     """The opened image, the part of it to segment, and its grid."""
 
     image: Volume
+    voxel_size_nm_xyz: Size
     bounds: Bounds
     grid: SubvolumeGrid
 
@@ -120,7 +141,8 @@ def _source(context: Context[SegmentParams]) -> _Source:
                 )
             low, high = a, b
         bounds = Bounds(minimum_xyz=low, maximum_xyz=high)
-        return _Source(image, bounds, SubvolumeGrid(bounds, params.subvolume_size_xyz, params.overlap_xyz))
+        grid = SubvolumeGrid(bounds, params.subvolume_size_xyz, params.overlap_xyz)
+        return _Source(image, image_voxel_size(image, params), bounds, grid)
 
     source: _Source = context.once("source", make)
     return source
@@ -156,19 +178,32 @@ class Subvolumes(Round):
         z, y, x = task.payload["index_zyx"]
         box = source.grid[(z, y, x)]
         step: Step = context.once("step", lambda: make_step(context.params.backend, _model(context), context.threads))
-        size = source.image.voxel_size_nm_xyz
+        size = source.voxel_size_nm_xyz
         image = source.image.read(box.start_zyx, box.stop_zyx)
+        excluded, unseeded = read_excluded(context, box, image, size)
+        obstacles = read_obstacles(context, box, size)
+        checkpoint = _checkpoint(box, context)
         result = segment_subvolume(
             image,
             step,
             context.params.inference_options(),
-            excluded=_excluded(box, image, context),
+            excluded=excluded,
             voxel_size_zyx=(size[2], size[1], size[0]),
             mirrored=_outer_faces(box, source.grid) if context.params.mirror_faces else NO_FACES,
+            unseeded=unseeded,
+            obstacles=obstacles,
+            points=read_seeds(context, box, size),
+            checkpoint=checkpoint,
         )
+        initial = {"initial_ids": obstacles.ids} if obstacles is not None else {}
         context.output_store(OUTPUT).put_arrays(
-            f"{box.name}.npz", segmentation=result.segmentation, start_zyx=np.array(box.start_zyx, np.int64)
+            f"{box.name}.npz",
+            segmentation=result.segmentation,
+            start_zyx=np.array(box.start_zyx, np.int64),
+            **initial,
         )
+        if checkpoint is not None:
+            checkpoint.remove()
         core = tuple(slice(a - o, b - o) for a, b, o in zip(*source.grid.core(box), box.start_zyx, strict=True))
         own = result.segmentation[core]
         return TaskResult(
@@ -182,34 +217,34 @@ def _outer_faces(box: Subvolume, grid: SubvolumeGrid) -> Faces:
     return (z, y, x)
 
 
-def _excluded(box: Subvolume, image: np.ndarray, context: Context[SegmentParams]) -> np.ndarray | None:
-    """Voxels that are not segmented: outside of the sections, and masked ones. None: there are none."""
-    from happyneurons.stages.segment.masks import open_mask, outside, read_mask
+def _checkpoint(box: Subvolume, context: Context[SegmentParams]) -> CanvasCheckpoint | None:
+    from happyneurons.ffn.checkpoint import CanvasCheckpoint
 
-    grey = context.params.outside_grey
-    excluded = None if grey is None else outside(image, grey)
-    artifact = context.optional_input("mask")
-    if artifact is not None:
-        size = _source(context).image.voxel_size_nm_xyz
-        mask = context.once("mask", lambda: open_mask(artifact.data_uri, size))
-        masked = read_mask(mask, box.start_zyx, box.stop_zyx, size)
-        excluded = masked if excluded is None else excluded | masked
-    return excluded if excluded is not None and excluded.any() else None
+    interval_s = context.params.checkpoint_s
+    if not interval_s:
+        return None
+    path = f"checkpoints/{box.name}.npz"
+    return CanvasCheckpoint(context.output_store(OUTPUT), path, interval_s, stop=context.stopping)
 
 
 class Segment(Stage[SegmentParams]):
-    name, version = "segment", "1"
+    name, version = "segment", "2"
     summary = "Segments neurites with a flood-filling network, in overlapping subvolumes"
     Params = SegmentParams
     inputs = {
         "image": InputSpec("image_volume", "grey values, precomputed or HDF5"),
         "model": InputSpec("model", "flood-filling network: ours, or a TensorFlow checkpoint of google/ffn"),
-        "mask": InputSpec("mask", "voxels other than 0 are not segmented; any resolution", optional=True),
+        **INPUTS,
     }
     outputs = {OUTPUT: OutputSpec("subvolumes", "overlapping boxes with ids of their own")}
 
     def check(self, context: Context[SegmentParams]) -> None:
         source, architecture = _source(context), _model(context).architecture
+        if context.params.depth not in (None, architecture.depth):
+            raise UserError(
+                f"segment: params.depth is {context.params.depth}, but the model {context.input('model').uri} has "
+                f"{architecture.depth} modules; give the checkpoint that was trained with that depth"
+            )
         fov = architecture.fov_zyx[::-1]
         box = np.minimum(context.params.subvolume_size_xyz, source.bounds.shape_zyx[::-1])
         if any(b < f for b, f in zip(box, fov, strict=True)):
@@ -218,8 +253,8 @@ class Segment(Stage[SegmentParams]):
                 f"view {fov}; give larger subvolume_size_xyz or bounds_xyz"
             )
         choose(context.params.backend, architecture)
-        if source.image.dtype.kind not in "uif":
-            raise UserError(f"segment: the image has type {source.image.dtype}, grey values were expected")
+        start, stop = source.bounds.minimum_xyz[::-1], source.bounds.maximum_xyz[::-1]
+        context.once("cover", lambda: check_inputs(context, _model(context), source.image, start, stop))
 
     def rounds(self, context: Context[SegmentParams]) -> Sequence[Round]:
         return [Subvolumes()]
@@ -242,7 +277,7 @@ class Segment(Stage[SegmentParams]):
             outputs={
                 OUTPUT: Output(
                     "subvolumes",
-                    voxel_size_nm_xyz=source.image.voxel_size_nm_xyz,
+                    voxel_size_nm_xyz=source.voxel_size_nm_xyz,
                     bounds=source.bounds,
                     properties=properties,
                 )
@@ -251,6 +286,8 @@ class Segment(Stage[SegmentParams]):
                 "fov_steps": total("fov_steps"),
                 "fov_skipped": total("fov_skipped"),
                 "segments": total("segments"),
+                "initial_segments": total("initial_segments"),
+                "input_cover": context.once("cover", lambda: 1.0),
                 "coverage": total("core_segmented") / float(np.prod(source.bounds.shape_zyx)),
             },
         )
