@@ -53,6 +53,13 @@ def report_of(manifest: Manifest) -> Any:
     return Store(manifest.outputs["report"].data_uri).get_json("report.json")
 
 
+def without_places(value: Any) -> Any:
+    """A report without positions: which voxel stands for an object depends on where blocks end."""
+    if isinstance(value, dict):
+        return {k: without_places(v) for k, v in value.items() if k != "position_xyz"}
+    return [without_places(v) for v in value] if isinstance(value, list) else value
+
+
 @pytest.fixture(scope="module")
 def labels(shared_data: Path) -> np.ndarray:
     with h5py.File(shared_data / "fib25/labels_z000-128.h5") as file:
@@ -87,10 +94,10 @@ class TestSameFrame:
         segmentation = volume(tmp_path / "seg", wrong, (5, 6, 7))
         whole = self.evaluate(store, segmentation, truth, relabel_truth=False, fill="none")
         blocks = self.evaluate(
-            store, segmentation, truth, relabel_truth=False, fill="none", relabel_max_voxels=0, block_voxels=64
+            store, segmentation, truth, relabel_truth=False, fill="none", one_piece_max_voxels=0, block_voxels=64
         )
         assert blocks.provenance["tasks_computed"] > whole.provenance["tasks_computed"]
-        assert report_of(blocks) == report_of(whole)
+        assert without_places(report_of(blocks)) == without_places(report_of(whole))
         assert whole.metrics["voi_split"] > 0.1
         assert "fill_voi_split" not in whole.metrics
 

@@ -95,11 +95,13 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 1.0
 
 
-def fill_nearest(segmentation: np.ndarray) -> np.ndarray:
+def fill_nearest(segmentation: np.ndarray, reach: int | None = None) -> np.ndarray:
     """Copy in which unsegmented voxels take the id of the nearest segmented voxel (Euclidean).
 
-    (z, y, x) array, any integer type; an array without segments comes back as it is. Needs 13
-    times the number of voxels in bytes on top of the arrays.
+    (z, y, x) array, any integer type; an array without segments comes back as it is. reach: voxels
+    farther than this from any segment stay 0, so that what surrounds an array by more than `reach`
+    changes nothing in it (but for which of equally near segments is taken). Needs 13 times the
+    number of voxels in bytes on top of the arrays.
     """
     from scipy import ndimage
 
@@ -107,7 +109,13 @@ def fill_nearest(segmentation: np.ndarray) -> np.ndarray:
     if not empty.any() or empty.all():
         return segmentation.copy()
     nearest = ndimage.distance_transform_edt(empty, return_distances=False, return_indices=True)
-    return np.asarray(segmentation[tuple(nearest)])
+    filled = np.asarray(segmentation[tuple(nearest)])
+    if reach is not None:
+        holes = np.nonzero(empty)
+        squared = sum((nearest[axis][holes].astype(np.int64) - holes[axis]) ** 2 for axis in range(3))
+        far = np.asarray(squared) > reach * reach
+        filled[tuple(place[far] for place in holes)] = 0
+    return filled
 
 
 def connected_objects(labels: np.ndarray) -> np.ndarray:
