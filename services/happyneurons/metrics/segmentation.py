@@ -125,5 +125,6 @@ def connected_objects(labels: np.ndarray) -> np.ndarray:
     """
     import cc3d
 
-    unsigned = labels.astype(f"u{labels.dtype.itemsize}", copy=False)
+    # cc3d 3.26 gives wrong labels for some views: of a part of an array that is one voxel thick, for one.
+    unsigned = np.ascontiguousarray(labels.astype(f"u{labels.dtype.itemsize}", copy=False))
     return np.asarray(cc3d.connected_components(unsigned, connectivity=26, out_dtype=np.uint32))
