@@ -206,8 +206,7 @@ def test_fib25_scores_as_the_benchmark_scores_it(store: Store, tmp_path: Path, s
             continue
         nodes = np.argwhere(skeletonize(np.pad(mask, 1))[1:-1, 1:-1, 1:-1])
         step = nodes[:, None] - nodes[None]
-        touching = (np.abs(step).max(axis=-1) == 1) & np.triu(np.ones(len(nodes), bool)[:, None], 1)
-        a, b = np.nonzero(touching)
+        a, b = np.nonzero(np.triu(np.abs(step).max(axis=-1) == 1))
         length = np.linalg.norm(nodes[a] - nodes[b], axis=1)
         tree = minimum_spanning_tree(coo_matrix((length, (a, b)), shape=(len(nodes),) * 2)).tocoo()
         xyz = (nodes + [s.start for s in box])[:, ::-1].astype(float)
