@@ -67,14 +67,14 @@ def scores(table: Contingency) -> SegmentationScores:
     unordered pairs of different voxels.
     """
     both = table.where((table.first > 0) & (table.second > 0))
-    pairs = both.counts.astype(np.float64)
     _, objects = both.first_totals()
     _, segments = both.second_totals()
+    # Sorted by size, so that other numbers for the same objects change no figure, not even its last bit.
+    pairs, t, s = (np.sort(counts).astype(np.float64) for counts in (both.counts, objects, segments))
     n = float(pairs.sum())
     if n == 0:
         nan = float("nan")
         return SegmentationScores(nan, nan, nan, nan, nan, 0, 0, 0)
-    t, s = objects.astype(np.float64), segments.astype(np.float64)
     # H(A|B) = H(A,B) - H(B), with H(X) = log2 n - sum(x log2 x) / n.
     joint, of_t, of_s = (float((v * np.log2(v)).sum() / n) for v in (pairs, t, s))
     together, in_truth, in_segments = (float((v * v).sum() - v.sum()) for v in (pairs, t, s))
