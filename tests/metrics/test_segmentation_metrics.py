@@ -99,3 +99,10 @@ def test_objects_are_26_connected_parts() -> None:
     assert objects[0, 0, 0] == objects[1, 1, 1] != objects[0, 0, 4]
     assert len(np.unique(objects)) == 4
     assert ((objects > 0) == (labels > 0)).all()
+
+
+def test_objects_of_a_view_are_those_of_its_copy() -> None:
+    labels = np.ones((6, 1, 3), np.uint32)
+    labels[4, 0, 2] = 0
+    view = labels[4:6, :, 2:]
+    assert connected_objects(view).ravel().tolist() == [0, 1]

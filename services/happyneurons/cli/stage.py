@@ -1,4 +1,4 @@
-"""`hpn stage list|describe|run` and `hpn evaluate`: stages without an orchestrator."""
+"""`hpn stage list|describe|run`: stages without an orchestrator."""
 
 from __future__ import annotations
 
@@ -104,28 +104,6 @@ def run_stage(
         retry_quarantined=retry_quarantined, quiet=as_json,
     )  # fmt: skip
     print_json(result)
-
-
-@click.command()
-@click.option("--segmentation", required=True, metavar="URI", help="What to score (an artifact, or a volume).")
-@click.option("--truth", required=True, metavar="URI", help="Ground truth in the same coordinates.")
-@click.option("--param", "params", metavar="KEY=VALUE", multiple=True, help="A parameter of the stage evaluate.")
-@click.option("-n", "ranks", default=1, show_default=True, metavar="RANKS", help="MPI ranks that work.")
-@store_option
-@json_option
-def evaluate(
-    segmentation: str, truth: str, params: tuple[str, ...], ranks: int, store: str | None, as_json: bool
-) -> None:
-    """Score a segmentation against ground truth: VOI, adapted Rand error, coverage."""
-    result = run_here(
-        "evaluate", {"segmentation": [segmentation], "truth": [truth]}, parse_assignments(params, "--param"),
-        store_uri(store), ranks=ranks, quiet=as_json,
-    )  # fmt: skip
-    if as_json:
-        print_json(result)
-        return
-    for metric, value in sorted(result["metrics"].items()):
-        click.echo(f"{metric:<32} {value:.6g}")
 
 
 def run_here(

@@ -23,6 +23,9 @@ ON_TOP = ("mask", "segmentation", "mesh_layer", "skeleton_layer")
 @click.argument("targets", metavar="RUN|URI…", nargs=-1, required=True)
 @click.option("--only", metavar="JOB[.OUTPUT]", multiple=True, help="Of a run, only this (may be repeated).")
 @click.option("--all", "everything", is_flag=True, help="Of a run, also its intermediate results.")
+@click.option(
+    "--worst", type=click.IntRange(1, 1000), metavar="N", help="A link to each of the N worst splits and mergers."
+)
 @click.option("--port", default=0, help="Port of the viewer [default: any].")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on.")
 @click.option("--browser/--no-browser", default=None, help="Open a browser [default: on a terminal].")
@@ -33,6 +36,7 @@ def view(
     targets: tuple[str, ...],
     only: tuple[str, ...],
     everything: bool,
+    worst: int | None,
     port: int,
     host: str,
     browser: bool | None,
@@ -42,23 +46,45 @@ def view(
 ) -> None:
     """Open a run's results, or artifacts and volumes by URI, in Neuroglancer.
 
-    Of a run, its last images and segmentation with masks, meshes and skeletons are shown. Serves
-    the data until Ctrl-C.
+    Of a run, its last images and segmentation with masks, meshes and skeletons are shown; of an
+    evaluation's report, what it compared. Serves the data until Ctrl-C.
     """
+    from happyneurons.cli.view_worst import add_evaluated, mistake_links, report_of_run
     from happyneurons.viewer import start_viewer
 
     artifacts: dict[str, Artifact] = {}
+    report: Artifact | None = None
     for target in targets:
         if "/" in target or "://" in target:
-            artifacts[_free(artifacts, _layer_name(target))] = load_artifact(target)
+            artifact = load_artifact(target)
+            if artifact.kind == "report":
+                report = artifact
+            else:
+                artifacts[_free(artifacts, _layer_name(target))] = artifact
             continue
         with reading(orchestrator, store) as client:
             found = outputs_of(client.run(target).proto)
+        if worst:
+            report = load_artifact(report_of_run(found, only))
+            # What names the report alone says nothing of the layers.
+            reports = [key for key, (kind, _) in found.items() if kind == "report"]
+            only = tuple(name for name in only if not any(_matches(key, name) for key in reports))
         artifacts |= {name: load_artifact(uri) for name, uri in select(found, only, everything).items()}
+    if worst and report is None:
+        raise UserError("--worst goes with a run that has an evaluation, or with the URI of its report")
+    evaluated = None if report is None else add_evaluated(artifacts, report)
     viewer = start_viewer(artifacts, port, host=host)
+    try:
+        mistakes = [] if evaluated is None else mistake_links(viewer, evaluated, worst or 10)
+    except BaseException:
+        viewer.stop()
+        raise
     if as_json:
-        print_json({"url": viewer.url, "demo_url": viewer.demo_url, "layers": list(artifacts)})
+        answer = {"url": viewer.url, "demo_url": viewer.demo_url, "layers": list(artifacts)}
+        print_json({**answer, "worst": mistakes} if evaluated else answer)
     else:
+        for mistake in mistakes:
+            click.echo(f"{mistake['text']}\n  {mistake['url']}")
         click.echo(viewer.url)
         click.echo(f"or, with the same data: {viewer.demo_url}\nCtrl-C ends it")
     sys.stdout.flush()

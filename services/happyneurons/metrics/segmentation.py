@@ -67,14 +67,14 @@ def scores(table: Contingency) -> SegmentationScores:
     unordered pairs of different voxels.
     """
     both = table.where((table.first > 0) & (table.second > 0))
-    pairs = both.counts.astype(np.float64)
     _, objects = both.first_totals()
     _, segments = both.second_totals()
+    # Sorted by size, so that other numbers for the same objects change no figure, not even its last bit.
+    pairs, t, s = (np.sort(counts).astype(np.float64) for counts in (both.counts, objects, segments))
     n = float(pairs.sum())
     if n == 0:
         nan = float("nan")
         return SegmentationScores(nan, nan, nan, nan, nan, 0, 0, 0)
-    t, s = objects.astype(np.float64), segments.astype(np.float64)
     # H(A|B) = H(A,B) - H(B), with H(X) = log2 n - sum(x log2 x) / n.
     joint, of_t, of_s = (float((v * np.log2(v)).sum() / n) for v in (pairs, t, s))
     together, in_truth, in_segments = (float((v * v).sum() - v.sum()) for v in (pairs, t, s))
@@ -95,11 +95,13 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 1.0
 
 
-def fill_nearest(segmentation: np.ndarray) -> np.ndarray:
+def fill_nearest(segmentation: np.ndarray, reach: int | None = None) -> np.ndarray:
     """Copy in which unsegmented voxels take the id of the nearest segmented voxel (Euclidean).
 
-    (z, y, x) array, any integer type; an array without segments comes back as it is. Needs 13
-    times the number of voxels in bytes on top of the arrays.
+    (z, y, x) array, any integer type; an array without segments comes back as it is. reach: voxels
+    farther than this from any segment stay 0, so that what surrounds an array by more than `reach`
+    changes nothing in it (but for which of equally near segments is taken). Needs 13 times the
+    number of voxels in bytes on top of the arrays.
     """
     from scipy import ndimage
 
@@ -107,7 +109,13 @@ def fill_nearest(segmentation: np.ndarray) -> np.ndarray:
     if not empty.any() or empty.all():
         return segmentation.copy()
     nearest = ndimage.distance_transform_edt(empty, return_distances=False, return_indices=True)
-    return np.asarray(segmentation[tuple(nearest)])
+    filled = np.asarray(segmentation[tuple(nearest)])
+    if reach is not None:
+        holes = np.nonzero(empty)
+        squared = sum((nearest[axis][holes].astype(np.int64) - holes[axis]) ** 2 for axis in range(3))
+        far = np.asarray(squared) > reach * reach
+        filled[tuple(place[far] for place in holes)] = 0
+    return filled
 
 
 def connected_objects(labels: np.ndarray) -> np.ndarray:
@@ -117,5 +125,6 @@ def connected_objects(labels: np.ndarray) -> np.ndarray:
     """
     import cc3d
 
-    unsigned = labels.astype(f"u{labels.dtype.itemsize}", copy=False)
+    # cc3d 3.26 gives wrong labels for some views: of a part of an array that is one voxel thick, for one.
+    unsigned = np.ascontiguousarray(labels.astype(f"u{labels.dtype.itemsize}", copy=False))
     return np.asarray(cc3d.connected_components(unsigned, connectivity=26, out_dtype=np.uint32))

@@ -104,8 +104,21 @@ def load_artifact(uri: str) -> Artifact:
         from happyneurons.store.external import external_artifact
 
         return external_artifact(uri)
-    document, output = uri.split("#", 1)
-    root, key = document[: -len("/manifest.json")].rsplit("/jobs/", 1)
+    manifest, root, output = _published(uri)
+    artifact = manifest.outputs[output]
+    # A store may be mounted elsewhere than where it was written: what lies below it moves along.
+    return artifact.model_copy(update={"uri": uri, "data_uri": f"{root}/artifacts/{manifest.job_key}/{output}"})
+
+
+def manifest_of(uri: str) -> Manifest:
+    """The manifest that an artifact of ours is published in. Raises UserError if there is none."""
+    return _published(uri)[0]
+
+
+def _published(uri: str) -> tuple[Manifest, str, str]:
+    """(manifest, root of its store, output) that an artifact's URI names."""
+    document, _, output = uri.partition("#")
+    root, _, key = document.removesuffix("/manifest.json").rpartition("/jobs/")
     try:
         manifest = load_manifest(Store(root), key)
     except NotFoundError:
@@ -114,6 +127,4 @@ def load_artifact(uri: str) -> Artifact:
         raise UserError(f"artifact {uri}: its job has not published a result (yet)")
     if output not in manifest.outputs:
         raise UserError(f"artifact {uri}: no output {output!r}; there are {', '.join(sorted(manifest.outputs))}")
-    artifact = manifest.outputs[output]
-    # A store may be mounted elsewhere than where it was written: what lies below it moves along.
-    return artifact.model_copy(update={"uri": uri, "data_uri": f"{root}/artifacts/{key}/{output}"})
+    return manifest, root, output

@@ -3,7 +3,8 @@
 `precomputed://URI` (or any store URI of a folder with an `info` file) and `h5://FILE?DATASET`
 are volumes; a folder with `model.json` and a TensorFlow 1 checkpoint prefix (`ckpt://PREFIX`)
 are models. Their digest is made of what identifies them cheaply: the URI with the `info` file's
-bytes, or a local file's size and modification time. Whoever changes voxels in place under the
+bytes, or a local file's size and modification time. A precomputed skeleton folder and `swc://FOLDER`
+are skeleton layers. Whoever changes voxels in place under the
 same `info` file must give the volume another name; `hpn explain` shows the digest.
 """
 
@@ -24,13 +25,18 @@ def external_artifact(uri: str) -> Artifact:
         return _hdf5(uri)
     if uri.startswith("ckpt://"):
         return _checkpoint(uri)
+    if uri.startswith("swc://"):
+        return _swc_folder(uri)
     data_uri = normalize_uri(uri.removeprefix("precomputed://"))
     folder = local_path(data_uri)
     if folder is not None and not folder.exists():
         raise UserError(f"input {uri}: there is no {folder}")
     store = Store(data_uri)
     try:
-        return _precomputed(uri, data_uri, store.get("info"))
+        info = store.get("info")
+        return (
+            _skeletons(uri, data_uri, info) if b"neuroglancer_skeletons" in info else _precomputed(uri, data_uri, info)
+        )
     except NotFoundError:
         pass
     try:
@@ -63,6 +69,29 @@ def _precomputed(uri: str, data_uri: str, info_bytes: bytes) -> Artifact:
         voxel_size_nm_xyz=(x_nm, y_nm, z_nm),
         bounds=Bounds(minimum_xyz=(low[0], low[1], low[2]), maximum_xyz=(high[0], high[1], high[2])),
         properties={"external": True},
+    )  # fmt: skip
+
+
+def _skeletons(uri: str, data_uri: str, info_bytes: bytes) -> Artifact:
+    return Artifact(
+        kind="skeleton_layer", uri=uri, data_uri=data_uri, properties={"external": True},
+        digest=_digest("skeleton_layer", data_uri, hashlib.sha256(info_bytes).hexdigest()),
+    )  # fmt: skip
+
+
+def _swc_folder(uri: str) -> Artifact:
+    data_uri = normalize_uri(uri.removeprefix("swc://"))
+    folder = local_path(data_uri)
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"input {uri}: there is no folder {folder}")
+    store = Store(data_uri)
+    files = sorted(path for path in store.list("") if "/" not in path and path.endswith(".swc"))
+    if not files:
+        raise UserError(f"input {uri}: no SWC files (NAME.swc) there")
+    known = [[file, store.stat(file)[0] if folder is None else _stat(str(folder / file))] for file in files]
+    return Artifact(
+        kind="skeleton_layer", uri=uri, data_uri=data_uri, properties={"external": True, "count": len(files)},
+        digest=_digest("skeleton_layer", data_uri, known),
     )  # fmt: skip
 
 

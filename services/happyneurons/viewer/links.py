@@ -28,15 +28,21 @@ def neuroglancer_state(
     artifacts: Mapping[str, Artifact],
     address: ADDRESS,
     *,
-    selected: Sequence[int] | None = None,
+    selected: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     layout: str = "4panel",
 ) -> dict[str, Any]:
     """State that shows artifacts as layers, in the order given; images first is best.
 
     Mesh and skeleton layers join the segmentation that they were made of, or the only one there is.
-    selected: segments shown in 3D; by default the largest that have a mesh or a skeleton.
+    selected: segments shown in 3D, in all layers or by layer name; by default the largest that have a
+    mesh or a skeleton.
     Raises UserError if there is nothing that Neuroglancer can show.
     """
+
+    def chosen(name: str, parts: Iterable[Artifact]) -> Sequence[int]:
+        own = selected.get(name) if isinstance(selected, Mapping) else selected
+        return _largest(parts) if own is None else own
+
     layers: list[dict[str, Any]] = []
     taken: set[str] = set()
     for name, artifact in artifacts.items():
@@ -52,11 +58,10 @@ def neuroglancer_state(
             parts = {n: a for n, a in artifacts.items() if _made_of(a, artifact, artifacts)}
             taken |= set(parts)
             sources = [url, *(f"precomputed://{address(n)}" for n in parts)]
-            layers.append(_label_layer(name, sources, _largest(parts.values()) if selected is None else selected))
+            layers.append(_label_layer(name, sources, chosen(name, parts.values())))
     for name, artifact in artifacts.items():
         if artifact.kind in ("mesh_layer", "skeleton_layer") and name not in taken:
-            shown = _largest([artifact]) if selected is None else selected
-            layers.append(_label_layer(name, [f"precomputed://{address(name)}"], shown))
+            layers.append(_label_layer(name, [f"precomputed://{address(name)}"], chosen(name, [artifact])))
     if not layers:
         raise UserError(
             f"nothing to show in Neuroglancer: {', '.join(a.kind for a in artifacts.values()) or 'no artifacts'}"

@@ -20,6 +20,7 @@ class Viewer:
     """A running viewer. `url`: the page on this machine; `demo_url`: the public page with the same data."""
 
     server: VolumeServer
+    artifacts: Mapping[str, Artifact]
     state: Mapping[str, Any]
     url: str
     demo_url: str
@@ -54,7 +55,7 @@ def start_viewer(
     )
     try:
         state = neuroglancer_state(shown, server.data_url, selected=selected)
-        viewer = Viewer(server, state, server.page_url(state), link(state, base))
+        viewer = Viewer(server, shown, state, server.page_url(state), link(state, base))
     except BaseException:
         server.close()
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,38 +17,68 @@ _SLAB = 16
 """Sections looked up together: chunked labels are then read once, not once a section."""
 
 
+@dataclass(frozen=True)
+class Truth:
+    """(z, y, x) uint64 arrays of a box; 0 where there is no truth.
+
+    objects: what is scored. labels: the truth's own labels, the same array if it is not relabelled.
+    """
+
+    objects: np.ndarray
+    labels: np.ndarray
+
+
 class TruthLabels(Protocol):
+    def read(self, start_zyx: Triple, stop_zyx: Triple) -> Truth:
+        """The truth in a box of the segmentation's frame."""
+
+
+class Objects(Protocol):
     def read(self, start_zyx: Triple, stop_zyx: Triple) -> np.ndarray:
-        """(z, y, x) truth labels of a box of the segmentation's frame; 0 where there is no truth."""
+        """(z, y, x) object numbers of a box that lies inside the region."""
+
+
+class HeldObjects:
+    """The 26-connected parts of a region that fits in memory."""
+
+    def __init__(self, volume: Volume, start_zyx: Triple, stop_zyx: Triple) -> None:
+        self._start = start_zyx
+        self._held = connected_objects(volume.read(start_zyx, stop_zyx))
+
+    def read(self, start_zyx: Triple, stop_zyx: Triple) -> np.ndarray:
+        return self._held[_inside(start_zyx, stop_zyx, self._start)]
 
 
 class Region:
-    """A box of a label volume, read as it is or held in memory with its 26-connected parts as labels."""
+    """A box of a label volume: its labels, and its objects if they are something else."""
 
-    def __init__(self, volume: Volume, start_zyx: Sequence[int], stop_zyx: Sequence[int], *, relabel: bool) -> None:
-        self._volume = volume
-        self.start_zyx = _triple(np.maximum(start_zyx, volume.start_zyx))
-        self.stop_zyx = _triple(np.maximum(self.start_zyx, np.minimum(stop_zyx, volume.stop_zyx)))
-        self._held: np.ndarray | None = None
-        if relabel and self.voxels:
-            self._held = connected_objects(volume.read(self.start_zyx, self.stop_zyx))
+    def __init__(self, volume: Volume, start_zyx: Triple, stop_zyx: Triple, objects: Objects | None = None) -> None:
+        self._volume, self._objects = volume, objects
+        self.start_zyx, self.stop_zyx = start_zyx, stop_zyx
 
-    @property
-    def voxels(self) -> int:
-        return int(np.prod(np.subtract(self.stop_zyx, self.start_zyx)))
-
-    def read(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
-        """(z, y, x) uint64 labels of any box; 0 outside the region."""
-        out = np.zeros(tuple(np.subtract(stop_zyx, start_zyx)), np.uint64)
+    def read(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> Truth:
+        """The truth in any box; 0 outside the region."""
         low, high = np.maximum(start_zyx, self.start_zyx), np.minimum(stop_zyx, self.stop_zyx)
-        if (low < high).all():
-            if self._held is not None:
-                inside = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, self.start_zyx, strict=True))
-                found = self._held[inside]
-            else:
-                found = self._volume.read(_triple(low), _triple(high))
-            out[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, start_zyx, strict=True))] = found
-        return out
+        shape = tuple(np.subtract(stop_zyx, start_zyx))
+
+        def padded(found: np.ndarray) -> np.ndarray:
+            out = np.zeros(shape, np.uint64)
+            out[_inside(low, high, start_zyx)] = found
+            return out
+
+        if not (low < high).all():
+            nothing = np.zeros(shape, np.uint64)
+            return Truth(nothing, nothing)
+        labels = padded(self._volume.read(_triple(low), _triple(high)))
+        if self._objects is None:
+            return Truth(labels, labels)
+        return Truth(padded(self._objects.read(_triple(low), _triple(high))), labels)
+
+
+def clamped(volume: Volume, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> tuple[Triple, Triple]:
+    """The part of a box that a volume has; empty, not negative, if there is none."""
+    start = np.maximum(start_zyx, volume.start_zyx)
+    return _triple(start), _triple(np.maximum(start, np.minimum(stop_zyx, volume.stop_zyx)))
 
 
 class TissueLabels:
@@ -56,16 +87,17 @@ class TissueLabels:
     def __init__(self, tissue: Tissue, region: Region) -> None:
         self._tissue, self._region = tissue, region
 
-    def read(self, start_zyx: Triple, stop_zyx: Triple) -> np.ndarray:
-        out = np.zeros(tuple(np.subtract(stop_zyx, start_zyx)), np.uint64)
+    def read(self, start_zyx: Triple, stop_zyx: Triple) -> Truth:
+        shape = tuple(np.subtract(stop_zyx, start_zyx))
+        out = Truth(np.zeros(shape, np.uint64), np.zeros(shape, np.uint64))
         for z in range(start_zyx[0], stop_zyx[0], _SLAB):
-            stop = min(z + _SLAB, stop_zyx[0])
-            self._read_slab(out[z - start_zyx[0] : stop - start_zyx[0]], (z, *start_zyx[1:]))
+            part = slice(z - start_zyx[0], min(z + _SLAB, stop_zyx[0]) - start_zyx[0])
+            self._read_slab(Truth(out.objects[part], out.labels[part]), (z, *start_zyx[1:]))
         return out
 
-    def _read_slab(self, out: np.ndarray, start_zyx: Triple) -> None:
+    def _read_slab(self, out: Truth, start_zyx: Triple) -> None:
         z0, y0, x0 = start_zyx
-        depth, height, width = out.shape
+        depth, height, width = out.labels.shape
         places = [self._tissue.canonical(z, x0, y0, width, height) for z in range(z0, z0 + depth)]
         shown = [np.isfinite(xy[..., 0]) for xy in places]
         pixels = [np.rint(xy[s]).astype(np.int64) for xy, s in zip(places, shown, strict=True)]
@@ -75,7 +107,9 @@ class TissueLabels:
         (low_x, low_y), (high_x, high_y) = found.min(axis=0), found.max(axis=0) + 1
         block = self._region.read((z0, int(low_y), int(low_x)), (z0 + depth, int(high_y), int(high_x)))
         for z in range(depth):
-            out[z][shown[z]] = block[z, pixels[z][:, 1] - low_y, pixels[z][:, 0] - low_x]
+            place = (z, pixels[z][:, 1] - low_y, pixels[z][:, 0] - low_x)
+            out.objects[z][shown[z]] = block.objects[place]
+            out.labels[z][shown[z]] = block.labels[place]
 
 
 def canonical_box(tissue: Tissue, start_zyx: Triple, stop_zyx: Triple) -> tuple[Triple, Triple] | None:
@@ -97,3 +131,10 @@ def canonical_box(tissue: Tissue, start_zyx: Triple, stop_zyx: Triple) -> tuple[
 def _triple(values: Sequence[int] | np.ndarray) -> Triple:
     a, b, c = (int(v) for v in values)
     return (a, b, c)
+
+
+def _inside(
+    start_zyx: Sequence[int] | np.ndarray, stop_zyx: Sequence[int] | np.ndarray, origin_zyx: Sequence[int]
+) -> tuple[slice, ...]:
+    """The box as slices of an array that begins at `origin_zyx`."""
+    return tuple(slice(int(a) - o, int(b) - o) for a, b, o in zip(start_zyx, stop_zyx, origin_zyx, strict=True))

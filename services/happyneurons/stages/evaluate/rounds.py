@@ -4,6 +4,8 @@ montage/{z:06d}.npz     seam, residual (px), unplaced (n, 2) tiles as (row, col)
 alignment/{z:06d}.npz   xy: where the sample points came to lie in the aligned section
 labels/{block}.npz      sparse tables (truth, segment): raw and filled
 report.json             everything
+
+What comes of the tables: happyneurons.stages.evaluate.tables; of skeletons: .erl; objects of a large truth: .parts.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from happyneurons.errors import NotFoundError, UserError
 from happyneurons.jobs.stage import Context, Round, Task, TaskResult
 from happyneurons.metrics.contingency import Contingency
 from happyneurons.metrics.geometry import alignment_errors, figures, montage_errors
+from happyneurons.metrics.pairs import PairTable
 from happyneurons.metrics.segmentation import coverage, fill_nearest, scores, truth_table
+from happyneurons.stages.evaluate import erl
+from happyneurons.stages.evaluate.labels import Triple
 from happyneurons.stages.evaluate.stage import REPORT, report_metrics
 from happyneurons.stages.evaluate.subject import Subject
+from happyneurons.stages.evaluate.tables import Tables, objects_report, skeletons_csv, whole_table
 from happyneurons.stages.evaluate.tissue import TrueSection
-
-FILL_REACH = 32
-"""Voxels around a block that are looked at to fill it."""
 
 
 def _sections(context: Context[Any]) -> Iterable[Task]:
@@ -98,38 +101,49 @@ def _sample_points(context: Context[Any]) -> np.ndarray:
 
 
 class Labels(Round):
-    """Task: a block of the segmentation; counts which segments lie on which truth."""
+    """Task: a block of the segmentation; counts which segments lie on which truth, and those at skeletons' nodes."""
 
     name = "labels"
 
     def plan(self, context: Context[Any]) -> Iterable[Task]:
         subject = Subject.of(context)
-        start, stop = subject.box
-        edge = max(np.subtract(stop, start)) if subject.in_one_piece else subject.params.block_voxels
-        ranges = [
-            [(a, min(a + int(edge), b)) for a in range(low, b, int(edge))] for low, b in zip(start, stop, strict=True)
-        ]
-        for block in product(*ranges):
-            low, high = [a for a, _ in block], [b for _, b in block]
-            key = "_".join(str(v) for v in (*low, *high))
-            yield Task(key=key, payload={"start_zyx": low, "stop_zyx": high})
+        # Without labels only the blocks with nodes have to be read.
+        wanted = None if subject.scores_labels else erl.blocks_with_nodes(context)
+        for number, block in enumerate(subject.grid):
+            if wanted is None or number in wanted:
+                low, high = list(block.start_zyx), list(block.stop_zyx)
+                key = "_".join(str(v) for v in (*low, *high))
+                yield Task(key=key, payload={"number": number, "start_zyx": low, "stop_zyx": high})
 
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
         subject = Subject.of(context)
-        start, stop = task.payload["start_zyx"], task.payload["stop_zyx"]
-        filled = subject.params.fill == "nearest"
-        reach = FILL_REACH if filled and not subject.in_one_piece else 0
-        low = np.maximum(np.subtract(start, reach), subject.box[0])
-        high = np.minimum(np.add(stop, reach), subject.box[1])
-        around = subject.segmentation.read(low.tolist(), high.tolist())
-        inside = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, low.tolist(), strict=True))
-        truth = subject.truth.read(tuple(start), tuple(stop))
-        tables = {"raw": truth_table(around[inside], truth)}
-        if filled:
-            tables["fill"] = truth_table(fill_nearest(around)[inside], truth)
-        arrays = {f"{part}_{name}": a for part, table in tables.items() for name, a in table.arrays().items()}
-        context.output_store(REPORT).put_arrays(f"labels/{task.key}.npz", **arrays)
-        return TaskResult(data={"scored": int(tables["raw"].counts.sum())}, voxels=truth.size)
+        (z0, y0, x0), (z1, y1, x1) = task.payload["start_zyx"], task.payload["stop_zyx"]
+        start, stop = (z0, y0, x0), (z1, y1, x1)
+        segments = _segments(subject, start, stop)
+        data = {}
+        if subject.scores_labels:
+            truth = subject.truth.read(start, stop)
+            raw = PairTable.of(truth.objects, segments["raw"], start)
+            fill = truth_table(segments["fill"], truth.objects) if "fill" in segments else None
+            objects, first = np.unique(raw.first, return_index=True)
+            labels = truth.labels[tuple((raw.place_zyx[first] - start).T)]
+            Tables(raw, fill, objects, labels).write(context.output_store(REPORT), f"labels/{task.key}.npz")
+            data["scored"] = int(raw.counts.sum())
+        if subject.scores_skeletons:
+            data["nodes"] = erl.look_up(context, task, start, segments)
+        return TaskResult(data=data, voxels=int(np.prod(np.subtract(stop, start))))
+
+
+def _segments(subject: Subject, start: Triple, stop: Triple) -> dict[str, np.ndarray]:
+    """raw, and fill if that is asked for: (z, y, x) segment ids of a block."""
+    if subject.params.fill == "none":
+        return {"raw": subject.segmentation.read(start, stop)}
+    reach = None if subject.in_one_piece else subject.params.fill_reach_voxels
+    low = np.maximum(np.subtract(start, reach or 0), subject.box[0]).tolist()
+    high = np.minimum(np.add(stop, reach or 0), subject.box[1]).tolist()
+    around = subject.segmentation.read(low, high)
+    inside = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, low, strict=True))
+    return {"raw": around[inside], "fill": fill_nearest(around, reach)[inside]}
 
 
 class Summary(Round):
@@ -145,6 +159,9 @@ class Summary(Round):
         report: dict[str, Any] = {}
         if subject.scores_labels:
             report["segmentation"] = _labels_report(context)
+        if subject.scores_skeletons:
+            report["skeletons"] = erl.erl_report(context)
+            skeletons_csv(context, erl.skeleton_rows(context, "raw", "nm"))
         if subject.scores_montage:
             report["montage"] = _montage_report(context)
         if subject.scores_alignment:
@@ -155,14 +172,8 @@ class Summary(Round):
 
 def _labels_report(context: Context[Any]) -> dict[str, Any]:
     subject = Subject.of(context)
-    keys = [key for key, _ in context.results(Labels.name)]
-    store = context.output_store(REPORT)
-
-    def table(part: str) -> Contingency:
-        found = (store.get_arrays(f"labels/{key}.npz") for key in keys)
-        return Contingency.sum(Contingency(a[f"{part}_first"], a[f"{part}_second"], a[f"{part}_counts"]) for a in found)
-
-    raw = table("raw")
+    tables = whole_table(context)
+    raw = tables.raw.contingency()
     if not raw.counts.sum():
         raise UserError("evaluate: there is no truth where the segmentation is; do both lie in the same coordinates?")
     start, stop = subject.box
@@ -175,9 +186,12 @@ def _labels_report(context: Context[Any]) -> dict[str, Any]:
         "coverage": coverage(raw),
         "raw": _scores(raw),
         "unscored_blocks": list(context.quarantined(Labels.name)),
+        **objects_report(context, tables),
     }
-    if subject.params.fill == "nearest":
-        report["fill"] = _scores(table("fill"))
+    if tables.fill is not None:
+        report["fill"] = _scores(tables.fill)
+        report["fill_coverage"] = coverage(tables.fill)
+        report["fill_reach_voxels"] = None if subject.in_one_piece else subject.params.fill_reach_voxels
     return report
 
 

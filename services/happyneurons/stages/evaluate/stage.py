@@ -38,18 +38,33 @@ class EvaluateParams(StageParams):
         True,
         description="Bodies that enter the scored part twice count as two objects (26-connected parts of the truth)",
     )
-    relabel_max_voxels: int = Field(
+    one_piece_max_voxels: int = Field(
         2**25,
         ge=0,
-        description="Larger parts are scored block by block, which keeps the truth's labels as they are and fills "
-        "from no further than 32 voxels beyond a block",
+        description="Parts up to this size are scored in one piece, larger ones block by block: by the same rules, "
+        "but for the reach of fill",
     )
     block_voxels: int = Field(256, ge=32, le=1024, description="Edge of those blocks, voxels")
+    fill_reach_voxels: int = Field(
+        32,
+        ge=1,
+        le=512,
+        description="Block by block, fill: nearest gives a voxel to the nearest segment if that is at most this far "
+        "away (voxels); what is farther stays unsegmented (figure fill_coverage). In one piece nothing is too far",
+    )
+    merger_nodes: int = Field(
+        50,
+        ge=1,
+        description="Run length: a segment with at least this many nodes of two or more skeletons is a merger",
+    )
+    skeletons_per_task: int = Field(100, ge=1, le=100_000, description="Skeletons that one task reads")
+    swc_unit_nm: float = Field(1000.0, gt=0, description="Unit of SWC files in nm; 1000 for those in µm")
+    worst: int = Field(20, ge=0, le=1000, description="Splits and mergers that report.json lists, the costliest first")
 
 
 class Evaluate(Stage[EvaluateParams]):
-    name, version = "evaluate", "1"
-    summary = "VOI, adapted Rand error and coverage; montage and alignment errors in px"
+    name, version = "evaluate", "2"
+    summary = "VOI, adapted Rand error, expected run length; montage and alignment errors in px"
     Params = EvaluateParams
     inputs = {
         "segmentation": InputSpec("segmentation", "what to score", optional=True),
@@ -58,12 +73,20 @@ class Evaluate(Stage[EvaluateParams]):
             "ground truth; default: the labels of the acquisition, in whose coordinates it then has to be",
             optional=True,
         ),
+        "skeletons": InputSpec(
+            "skeleton_layer",
+            "true skeletons for the expected run length, in nm of the truth's coordinates: of the stage skeletonize, "
+            "another precomputed layer, or swc://FOLDER",
+            optional=True,
+        ),
         "montage": InputSpec("section_stack", "montaged sections of the acquisition", optional=True),
         "aligned": InputSpec(
             "section_stack", "aligned sections of that montage, the frame of the segmentation", optional=True
         ),
     }
-    outputs = {REPORT: OutputSpec("report", "report.json: all figures")}
+    outputs = {
+        REPORT: OutputSpec("report", "report.json: all figures; objects.csv, segments.csv, skeletons.csv: one by one")
+    }
 
     def fingerprint(self, params: EvaluateParams) -> str | None:
         folder = None if params.acquisition is None else local_path(params.acquisition)
@@ -80,23 +103,28 @@ class Evaluate(Stage[EvaluateParams]):
         from happyneurons.stages.evaluate.subject import Subject
 
         subject = Subject.of(context)
-        if not (subject.scores_labels or subject.scores_montage or subject.scores_alignment):
+        if not (subject.scores_segments or subject.scores_montage or subject.scores_alignment):
             raise UserError(
-                "evaluate: nothing to compare; give segmentation and truth, or params.acquisition with montage "
-                "(and aligned)"
+                "evaluate: nothing to compare; give segmentation and truth (or skeletons), or params.acquisition with "
+                "montage (and aligned)"
             )
-        if subject.scores_labels and context.params.acquisition is not None and not subject.through_tissue:
+        if subject.scores_segments and context.params.acquisition is not None and not subject.through_tissue:
             raise UserError(
                 "evaluate: with params.acquisition, give the aligned sections that were segmented as aligned"
             )
-        if context.optional_input("segmentation") is not None and not subject.scores_labels:
-            raise UserError("evaluate: no ground truth for the segmentation; give the input truth")
-        if subject.scores_labels:
+        if context.optional_input("segmentation") is not None and not subject.scores_segments:
+            raise UserError("evaluate: no ground truth for the segmentation; give the input truth or skeletons")
+        if context.optional_input("skeletons") is not None and context.optional_input("segmentation") is None:
+            raise UserError("evaluate: skeletons say nothing without a segmentation; give the input segmentation")
+        if subject.scores_segments:
             subject.check_labels()
 
     def rounds(self, context: Context[EvaluateParams]) -> Sequence[Round]:
+        from happyneurons.stages.evaluate.erl import Crossings, Nodes, Runs
+        from happyneurons.stages.evaluate.parts import JoinedObjects, Joins, Parts
         from happyneurons.stages.evaluate.rounds import Alignment, Labels, Montage, Summary
         from happyneurons.stages.evaluate.subject import Subject
+        from happyneurons.stages.evaluate.tables import Sums
 
         subject = Subject.of(context)
         rounds: list[Round] = []
@@ -104,8 +132,16 @@ class Evaluate(Stage[EvaluateParams]):
             rounds.append(Montage())
         if subject.scores_alignment:
             rounds.append(Alignment())
-        if subject.scores_labels:
+        if subject.part_grid is not None:
+            rounds += [Parts(subject.part_grid), Joins(subject.part_grid), JoinedObjects(subject.part_grid)]
+        if subject.scores_skeletons:
+            rounds.append(Nodes(subject))
+        if subject.scores_segments:
             rounds.append(Labels())
+        if subject.scores_skeletons:
+            rounds += [Crossings(), Runs()]
+        if subject.scores_labels:
+            rounds.append(Sums())
         return [*rounds, Summary()]
 
     def finish(self, context: Context[EvaluateParams]) -> StageResult:
@@ -123,8 +159,20 @@ def report_metrics(report: Mapping[str, Any]) -> dict[str, float]:
             for name in ("voi_split", "voi_merge", "voi", "adapted_rand_error", "rand_precision", "rand_recall"):
                 metrics[prefix + name] = (labels.get(part) or {}).get(name)
         metrics["coverage"] = labels["coverage"]
+        metrics["fill_coverage"] = labels.get("fill_coverage")
         metrics["segments"] = (labels["raw"] or {}).get("segments")
         metrics["truth_objects"] = labels["truth_objects"]
+    if skeletons := report.get("skeletons"):
+        for prefix, part in (("", "raw"), ("fill_", "fill")):
+            for name in (
+                "erl_nm", "erl_voxels", "erl_max_nm", "erl_max_voxels", "erl_by_segment_nm", "erl_by_segment_voxels",
+            ):  # fmt: skip
+                metrics[prefix + name] = skeletons.get(part, {}).get(name)
+            for kind in ("correct", "merged", "split", "omitted"):
+                metrics[f"{prefix}path_{kind}_fraction"] = skeletons.get(part, {}).get(f"{kind}_fraction")
+            metrics[f"{prefix}skeleton_mergers"] = skeletons.get(part, {}).get("merger_count")
+        metrics["skeletons"] = skeletons["skeletons"]
+        metrics["skeleton_path_nm"] = skeletons["raw"]["path_nm"]
     names = {"montage": ("seam", "global"), "alignment": ("adjacent", "absolute", "absolute_affine")}
     for part, kinds in names.items():
         short = "align" if part == "alignment" else part

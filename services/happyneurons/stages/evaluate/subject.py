@@ -8,16 +8,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from happyneurons.errors import UserError
+from happyneurons.imaging.blocks import BlockGrid
 from happyneurons.jobs.stage import Context
-from happyneurons.stages.evaluate.labels import Region, TissueLabels, Triple, TruthLabels, canonical_box
+from happyneurons.stages.evaluate.labels import (
+    HeldObjects,
+    Objects,
+    Region,
+    TissueLabels,
+    Triple,
+    TruthLabels,
+    canonical_box,
+    clamped,
+)
+from happyneurons.stages.evaluate.stage import REPORT
 from happyneurons.stages.evaluate.tissue import Placement, Tissue
 from happyneurons.store.artifacts import Artifact, load_artifact
+from happyneurons.store.documents import Store
+from happyneurons.store.skeletons import SkeletonLayer
 from happyneurons.store.volumes import Volume, open_volume
 
 if TYPE_CHECKING:
     from happyneurons.acquisition.metadata import AcquisitionDocument
     from happyneurons.acquisition.truth import AcquisitionTruth
     from happyneurons.imaging.transforms import MontageTransforms
+    from happyneurons.stages.evaluate.parts import PartGrid
     from happyneurons.stages.evaluate.stage import EvaluateParams
 
 
@@ -25,8 +39,10 @@ class Subject:
     def __init__(self, context: Context[Any]) -> None:
         self.params: EvaluateParams = context.params
         self.log = context.log
+        self._report = context.output_store(REPORT)
         self._segmentation = context.optional_input("segmentation")
         self._truth = context.optional_input("truth")
+        self._skeletons = context.optional_input("skeletons")
         self._aligned = context.optional_input("aligned")
         self._montage = context.optional_input("montage")
 
@@ -48,6 +64,14 @@ class Subject:
     @property
     def scores_labels(self) -> bool:
         return self._segmentation is not None and (self._truth is not None or self.labels_uri is not None)
+
+    @property
+    def scores_skeletons(self) -> bool:
+        return self._segmentation is not None and self._skeletons is not None
+
+    @property
+    def scores_segments(self) -> bool:
+        return self.scores_labels or self.scores_skeletons
 
     @property
     def through_tissue(self) -> bool:
@@ -135,6 +159,8 @@ class Subject:
                     "both must have the same"
                 )
         if any(a >= b for a, b in zip(*self.box, strict=True)):
+            if not self.scores_labels:
+                raise UserError("evaluate: bounds_xyz, inner_margin_xyz and the segmentation have no voxel in common")
             raise UserError(
                 "evaluate: bounds_xyz, inner_margin_xyz, the segmentation and the truth have no voxel in common "
                 f"(segmentation {self.segmentation.start_zyx}..{self.segmentation.stop_zyx}, truth "
@@ -149,24 +175,83 @@ class Subject:
             low = np.maximum(low, self.params.bounds_xyz[0][::-1])
             high = np.minimum(high, self.params.bounds_xyz[1][::-1])
         low, high = low + self.params.inner_margin_xyz[::-1], high - np.array(self.params.inner_margin_xyz[::-1])
-        if not self.through_tissue:
+        if self.scores_labels and not self.through_tissue:
             low, high = np.maximum(low, self.truth_volume.start_zyx), np.minimum(high, self.truth_volume.stop_zyx)
         return (int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2]))
 
     @cached_property
     def in_one_piece(self) -> bool:
-        return int(np.prod(np.subtract(*self.box[::-1]))) <= self.params.relabel_max_voxels
+        return int(np.prod(np.subtract(*self.box[::-1]))) <= self.params.one_piece_max_voxels
+
+    @cached_property
+    def grid(self) -> BlockGrid:
+        """The blocks that are scored one by one."""
+        low, high = self.box
+        edge = max(1, *np.subtract(high, low).tolist()) if self.in_one_piece else self.params.block_voxels
+        return BlockGrid(low, high, (edge, edge, edge))
+
+    def block_numbers(self, zyx: np.ndarray) -> np.ndarray:
+        """Place in the grid's order of the blocks in which voxels (n, 3) of the box lie."""
+        low, size = np.asarray(self.grid.low_zyx), np.asarray(self.grid.size_zyx)
+        _, ny, nx = -(-np.subtract(self.grid.high_zyx, low) // size)
+        z, y, x = ((zyx - low) // size).T
+        return np.asarray((z * ny + y) * nx + x)
+
+    # --- truth -------------------------------------------------------------------------------
 
     @property
     def relabels(self) -> bool:
-        return self.params.relabel_truth and self.in_one_piece
+        return self.params.relabel_truth
+
+    @cached_property
+    def truth_box(self) -> tuple[Triple, Triple]:
+        """(start_zyx, stop_zyx) of the truth's voxels that are looked at."""
+        if not self.through_tissue:
+            return clamped(self.truth_volume, *self.box)
+        # Outside the picture nothing may connect two objects, nor need it be read.
+        box = canonical_box(self.tissue, *self.box) if self.relabels else None
+        if box is None:
+            return self.truth_volume.start_zyx, self.truth_volume.stop_zyx
+        return clamped(self.truth_volume, *box)
+
+    @cached_property
+    def part_grid(self) -> PartGrid | None:
+        """Blocks in which the truth's connected objects are found; None if that needs no blocks."""
+        from happyneurons.stages.evaluate.parts import PartGrid
+
+        if not (self.scores_labels and self.relabels) or self.in_one_piece:
+            return None
+        edge = self.params.block_voxels
+        return PartGrid(self.truth_volume, BlockGrid(*self.truth_box, (edge, edge, edge)))
 
     @cached_property
     def truth(self) -> TruthLabels:
-        if not self.through_tissue:
-            return Region(self.truth_volume, *self.box, relabel=self.relabels)
-        box = canonical_box(self.tissue, *self.box) if self.relabels else None
-        if box is None:
-            box = (self.truth_volume.start_zyx, self.truth_volume.stop_zyx)
-            return TissueLabels(self.tissue, Region(self.truth_volume, *box, relabel=False))
-        return TissueLabels(self.tissue, Region(self.truth_volume, *box, relabel=True))
+        objects: Objects | None = None
+        start, stop = self.truth_box
+        if self.part_grid is not None:
+            from happyneurons.stages.evaluate.parts import StreamedObjects
+
+            objects = StreamedObjects(self.part_grid, self._report)
+        elif self.relabels and all(a < b for a, b in zip(start, stop, strict=True)):
+            objects = HeldObjects(self.truth_volume, start, stop)
+        region = Region(self.truth_volume, start, stop, objects)
+        return TissueLabels(self.tissue, region) if self.through_tissue else region
+
+    # --- skeletons ---------------------------------------------------------------------------
+
+    @cached_property
+    def skeletons(self) -> SkeletonLayer:
+        assert self._skeletons is not None
+        return SkeletonLayer(Store(self._skeletons.data_uri), swc_unit_nm=self.params.swc_unit_nm)
+
+    @property
+    def skeleton_voxel_nm_xyz(self) -> tuple[float, float, float]:
+        """Voxels that the skeletons' nm are counted in."""
+        assert self._skeletons is not None
+        # Skeletons of our own know those of the volume they were made of, which may not be in nm at all.
+        own = self._skeletons.voxel_size_nm_xyz
+        return (
+            own
+            if own is not None and not self._skeletons.properties.get("mip")
+            else self.segmentation.voxel_size_nm_xyz
+        )
