@@ -19,6 +19,12 @@ from happyneurons.ffn.options import InferenceOptions
 FloatArray = NDArray[np.float32]
 Box = tuple[slice, ...]
 
+Faces = tuple[tuple[bool, bool], tuple[bool, bool], tuple[bool, bool]]
+"""Something about the first and last face along z, y and x."""
+
+NO_FACES: Faces = ((False, False), (False, False), (False, False))
+ALL_FACES: Faces = ((True, True), (True, True), (True, True))
+
 UNDECIDED_LOGIT = 1.0
 """Fast mode counts voxels of smaller |logit| as not yet explored."""
 
@@ -61,16 +67,23 @@ class Canvas:
     segmentation: int32; 0 free, -1 a seed that led to nothing (may be overwritten), else a segment.
     image: normalized float32. excluded: voxels that the field of view must not be centred on and
     that belong to no segment.
+    ends: faces beyond which nobody looks (all, unless other subvolumes overlap there): fast mode
+    then takes care of the half field of view before them, where the network cannot be centred.
     counters: fov_steps (network calls), fov_skipped (fast mode), seeds_*, segments, voxels_*.
     """
 
     def __init__(
-        self, image: FloatArray, step: Step, options: InferenceOptions, excluded: NDArray[np.bool_] | None = None
+        self,
+        image: FloatArray,
+        step: Step,
+        options: InferenceOptions,
+        excluded: NDArray[np.bool_] | None = None,
+        ends: Faces = ALL_FACES,
     ) -> None:
         self.image, self.options, self.excluded = image, options, excluded
         self.segmentation = np.zeros(image.shape, np.int32)
         self.counters: Counter[str] = Counter()
-        self._step = step
+        self._step, self._ends = step, ends
         self._fov, self._deltas = step.architecture.fov_zyx, step.architecture.deltas_zyx
         self._half: Position = (self._fov[0] // 2, self._fov[1] // 2, self._fov[2] // 2)
         self._pad = np.float32(logit(options.pad_value))
@@ -111,6 +124,9 @@ class Canvas:
             self.counters["seeds_small"] += 1
             self._give_up(seed)
             return 0
+        if options.skip_explored_fraction:
+            mask &= self._mask[box] >= logit(max(options.segment_threshold, options.fast_segment_threshold))
+            new = int(mask.sum())
         self.counters["segments"] += 1
         self.counters["voxels_segmented"] += new
         self.counters["voxels_overlapping"] += found - new
@@ -181,11 +197,15 @@ class Canvas:
 
     def _centre(self, position: Position) -> Box:
         """What counts in fast mode: the field of view without a rim of half a delta's width, which the next steps
-        see better; but with it where they cannot go, at the faces of the image."""
+        see better; but with it where they cannot go, at the image's ends."""
         box = []
-        for p, h, d, n in zip(position, self._half, self._deltas, self.image.shape, strict=True):
+        for p, h, d, n, (first, last) in zip(
+            position, self._half, self._deltas, self.image.shape, self._ends, strict=True
+        ):
             low, high = p - h, p + h + 1
-            box.append(slice(low if low < d else low + d // 2, high if high > n - d else high - d // 2))
+            low += 0 if first and low < d else d // 2
+            high -= 0 if last and high > n - d else d // 2
+            box.append(slice(low, high))
         return tuple(box)
 
     def _update(self, position: Position) -> FloatArray:

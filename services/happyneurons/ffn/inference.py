@@ -7,16 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from happyneurons.ffn.canvas import Canvas, Step
+from happyneurons.ffn.canvas import ALL_FACES, NO_FACES, Canvas, Faces, Step
 from happyneurons.ffn.checkpoint import CanvasCheckpoint, WatchedStep
 from happyneurons.ffn.obstacles import Obstacles
 from happyneurons.ffn.options import InferenceOptions
 from happyneurons.ffn.seeds import peak_seeds
-
-Faces = tuple[tuple[bool, bool], tuple[bool, bool], tuple[bool, bool]]
-"""Something about the first and last face along z, y and x."""
-
-NO_FACES: Faces = ((False, False), (False, False), (False, False))
 
 
 @dataclass(frozen=True)
@@ -43,6 +38,7 @@ def segment_subvolume(
     excluded: NDArray[np.bool_] | None = None,
     voxel_size_zyx: tuple[float, float, float] = (1.0, 1.0, 1.0),
     mirrored: Faces = NO_FACES,
+    ends: Faces = ALL_FACES,
     unseeded: NDArray[np.bool_] | None = None,
     obstacles: Obstacles | None = None,
     points: NDArray[np.int64] | None = None,
@@ -55,6 +51,7 @@ def segment_subvolume(
     mirrored: faces beyond which the image is continued by its mirror image, so that the field of
     view can be centred up to there; without that, half a field of view along a face is seen only
     from the inside, and objects that lie wholly within it are missed.
+    ends: faces beyond which no other subvolume looks (see Canvas).
     unseeded: True where no object may start, same shape; obstacles: objects that are there already.
     points: (n, 3) zyx seeds instead of the image's peaks.
     checkpoint: where the state is kept meanwhile, and taken up from; it changes nothing of the result.
@@ -83,6 +80,7 @@ def segment_subvolume(
         watched,
         options,
         beyond if excluded is not None or any(map(any, mirrored)) else None,
+        ends=_without(ends, mirrored),
     )
     if obstacles is not None:
         obstacles.place(canvas, inner)
@@ -90,6 +88,11 @@ def segment_subvolume(
     _flood_all(canvas, (seeds + offset).tolist(), watched, checkpoint)
     segmentation = np.maximum(canvas.segmentation[inner], 0).astype(np.uint32)
     return SubvolumeSegmentation(segmentation, dict(canvas.counters))
+
+
+def _without(faces: Faces, others: Faces) -> Faces:
+    z, y, x = ((a and not c, b and not d) for (a, b), (c, d) in zip(faces, others, strict=True))
+    return (z, y, x)
 
 
 def _flood_all(canvas: Canvas, seeds: list[list[int]], step: Step, checkpoint: CanvasCheckpoint | None) -> None:

@@ -39,9 +39,8 @@ from happyneurons.store.artifacts import Bounds
 from happyneurons.store.volumes import Volume, open_volume
 
 if TYPE_CHECKING:
-    from happyneurons.ffn.canvas import Step
+    from happyneurons.ffn.canvas import Faces, Step
     from happyneurons.ffn.checkpoint import CanvasCheckpoint
-    from happyneurons.ffn.inference import Faces
     from happyneurons.ffn.model import Model
 
 OUTPUT = "subvolumes"
@@ -172,7 +171,8 @@ class Subvolumes(Round):
             )
 
     def run(self, task: Task, context: Context[SegmentParams]) -> TaskResult:
-        from happyneurons.ffn.inference import NO_FACES, segment_subvolume
+        from happyneurons.ffn.canvas import NO_FACES
+        from happyneurons.ffn.inference import segment_subvolume
 
         source = _source(context)
         z, y, x = task.payload["index_zyx"]
@@ -183,13 +183,15 @@ class Subvolumes(Round):
         excluded, unseeded = read_excluded(context, box, image, size)
         obstacles = read_obstacles(context, box, size)
         checkpoint = _checkpoint(box, context)
+        outer = _outer_faces(box, source.grid)
         result = segment_subvolume(
             image,
             step,
             context.params.inference_options(),
             excluded=excluded,
             voxel_size_zyx=(size[2], size[1], size[0]),
-            mirrored=_outer_faces(box, source.grid) if context.params.mirror_faces else NO_FACES,
+            mirrored=outer if context.params.mirror_faces else NO_FACES,
+            ends=outer,
             unseeded=unseeded,
             obstacles=obstacles,
             points=read_seeds(context, box, size),
