@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from happyneurons.errors import UserError
+from happyneurons.jobs.journal import Entry, JournalWriter
+from happyneurons.jobs.spec import Resources, job_uri, make_spec, save_spec
+from happyneurons.stages import load_stage
 from happyneurons.stages.agglomerate.boxes import masked
 from happyneurons.stages.agglomerate.candidates import Segments, choose, count_segments
 from happyneurons.stages.agglomerate.contacts import Contacts, find_contacts, grow, halo
 from happyneurons.stages.agglomerate.joining import APART, LARGE, Joined, Pair, join
 from happyneurons.stages.agglomerate.judging import Rules, judge
 from happyneurons.stages.agglomerate.reviews import read_reviews
+from happyneurons.store.artifacts import Artifact, Manifest, artifact_uri, manifest_path
 from happyneurons.store.documents import Store
-from happyneurons.store.volumes import create_volume
+from happyneurons.store.volumes import create_volume, open_volume
+from happyneurons.worker.context import JobContext
+from happyneurons.worker.launch import Launch, stage_command
+from happyneurons.worker.local import run_stage
 
 
 class TestContacts:
@@ -151,7 +159,7 @@ class TestJudging:
         return judge({**self.good, **changes}, voxels, self.rules)
 
     def test_both_floods_must_agree(self) -> None:
-        assert self.verdict() == (0.7, True, "both floods recover both segments")
+        assert self.verdict() == (0.7, True, "both floods recover both segments", False)
         nan = float("nan")
         for changes, reason in (
             ({"b_from_a": 0.3}, "flood from a"),
@@ -170,7 +178,9 @@ class TestJudging:
     def test_a_small_segment_is_judged_by_the_flood_from_the_large_one(self) -> None:
         nan = float("nan")
         lost = {"a_from_b": nan, "b_from_b": nan, "iou": nan, "deleted_b": nan}
-        assert self.verdict((9000, 900), **lost)[:2] == (0.9, True)
+        assert self.verdict((9000, 900), **lost)[::2] == (0.9, "the flood from a recovers the small segment")
+        assert self.verdict((9000, 900), **lost).one_sided
+        assert not self.verdict((9000, 900)).one_sided  # both agree, small or not
         assert not self.verdict((9000, 900), **{**lost, "b_from_a": 0.4}).merge
         assert not self.verdict((9000, 900), **{**lost, "deleted_a": 0.5}).merge
         assert not self.verdict((900, 9000), **{**lost, "b_from_a": 0.9}).merge  # the small one's own flood
@@ -195,6 +205,9 @@ class TestJoining:
     def test_no_chain_through_a_fragment_joins_two_large_ones(self) -> None:
         found = self.join(Pair(1, 3, 0.85), Pair(2, 3, 0.8), voxels={1: 5000, 2: 6000, 3: 10})
         assert found == Joined({1: 1, 3: 1}, {(2, 3): LARGE})
+        # However high its score: the fragment's own flood had no say.
+        sure = self.join(Pair(1, 3, 0.99), Pair(2, 3, 0.98, one_sided=True), voxels={1: 5000, 2: 6000, 3: 10})
+        assert sure == found
 
     def test_what_a_person_rejected_stays_apart_by_any_way(self) -> None:
         pairs = [Pair(1, 2, 0.9), Pair(2, 3, 0.8), Pair(3, 4, 0.7)]
@@ -265,8 +278,6 @@ def put(store: Store, name: str, array: np.ndarray, layer: Any, **more: Any) -> 
 
 
 def test_masks_are_read_at_their_own_resolution(store: Store) -> None:
-    from happyneurons.store.volumes import open_volume
-
     mask = np.zeros((4, 5, 6), np.uint8)
     mask[1, 2, 3] = 1
     volume = open_volume(put(store, "mask", mask, "image", voxel_size_nm_xyz=(16.0, 16.0, 8.0)))
@@ -277,11 +288,250 @@ def test_masks_are_read_at_their_own_resolution(store: Store) -> None:
     assert not masked(volume, (90, 0, 0), (95, 4, 4), (8.0, 8.0, 8.0)).any()
 
 
-def table(manifest: Any) -> list[dict[str, Any]]:
+START = (3, -7, 11)
+PARAMS: dict[str, Any] = {
+    "keep_connected": True, "small_voxels": 1000, "min_piece_voxels": 20, "min_contact_faces": 10,
+    "min_segment_voxels": 50, "num_mips": 1,
+}  # fmt: skip
+
+
+def brightness_network(store: Store) -> str:
+    """A network whose object is all that is bright in its field of view; keep_connected does the rest."""
+    from happyneurons.ffn.architecture import Architecture, weight_shapes
+    from happyneurons.ffn.model import Model, save_model
+
+    architecture = Architecture(
+        depth=2, features=2, fov_zyx=(9, 9, 9), deltas_zyx=(3, 3, 3), image_mean=60, image_stddev=10
+    )
+    weights = {name: np.zeros(shape, np.float32) for name, shape in weight_shapes(architecture).items()}
+    weights["conv0_a/weights"][1, 1, 1, 0] = (1, -1)  # how much brighter, how much darker than the mean
+    weights["conv0_b/weights"][1, 1, 1] = np.eye(2)
+    weights["conv_lom/weights"][0, 0, 0, :, 0] = (2, -2)
+    model = Store(store.url("network"))
+    save_model(model, Model(architecture, weights))
+    return model.uri
+
+
+def tubes() -> tuple[np.ndarray, np.ndarray]:
+    """Four bright tubes along x with dark walls, and a segmentation of them with known errors.
+
+    1 and 2 are one tube, cut where two blocks of the stage meet; 4 and 5 are one tube with an unsegmented gap;
+    6 is a small end of 3. 7 and 8 touch in the segmentation, but a wall lies between them in the image.
+    """
+    image, labels = np.full((14, 48, 250), 20, np.uint8), np.zeros((14, 48, 250), np.uint64)
+    for y, cut, first, second in ((2, 192, 1, 2), (13, 240, 3, 6), (24, 100, 4, 5), (35, 60, 7, 8)):
+        tube = (slice(2, 12), slice(y, y + 10))
+        image[tube] = 100
+        labels[tube], labels[(*tube, slice(cut, None))] = first, second
+    labels[:, 24:34, 98:101] = 0
+    image[:, 35:45, 59:61] = 20
+    return image, labels
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, str]]:
+    """A store with the tubes, and the inputs of the stage."""
+    store = Store(str(tmp_path_factory.mktemp("tubes")))
+    image, labels = tubes()
+    inputs = {
+        "image": put(store, "image", image, "image", start_zyx=START),
+        "segmentation": put(store, "labels", labels, "segmentation", start_zyx=START),
+        "model": brightness_network(store),
+    }
+    return store, inputs
+
+
+@pytest.fixture(scope="module")
+def result(case: tuple[Store, dict[str, str]]) -> Manifest:
+    return run_stage(case[0], "agglomerate", inputs=case[1], params=PARAMS)
+
+
+def voxels(manifest: Manifest) -> np.ndarray:
+    volume = open_volume(manifest.outputs["segmentation"].data_uri)
+    assert volume.start_zyx == START
+    return volume.read(volume.start_zyx, volume.stop_zyx)
+
+
+def joined(labels: np.ndarray, *groups: tuple[int, ...]) -> np.ndarray:
+    """Labels with each group renamed to its first member."""
+    out = labels.copy()
+    for first, *others in groups:
+        out[np.isin(labels, others)] = first
+    return out
+
+
+def table(manifest: Manifest) -> dict[tuple[int, int], dict[str, Any]]:
+    """Rows of the table of decisions by pair."""
     document = Store(manifest.outputs["decisions"].data_uri).get_json("table.json")
-    return [dict(zip(document["columns"], row, strict=True)) for row in document["rows"]]
+    rows = [dict(zip(document["columns"], row, strict=True)) for row in document["rows"]]
+    found = {(row["segment_a"], row["segment_b"]): row for row in rows}
+    assert len(found) == len(rows)
+    return found
 
 
-def csv_table(manifest: Any) -> list[dict[str, str]]:
-    text = Store(manifest.outputs["decisions"].data_uri).get("decisions.csv").decode()
-    return list(csv.DictReader(io.StringIO(text)))
+def test_parts_of_a_tube_are_joined_and_tubes_are_not(result: Manifest) -> None:
+    _, labels = tubes()
+    # 5 is the larger part of its tube, and gives it its id.
+    np.testing.assert_array_equal(voxels(result), joined(labels, (1, 2), (3, 6), (5, 4)))
+    figures = result.metrics
+    assert (figures["input_segments"], figures["segments"], figures["merged_pairs"]) == (8, 5, 3)
+    assert figures["pairs"] == len(table(result))
+    assert figures["coverage"] == pytest.approx((labels > 0).mean())
+    assert open_volume(result.outputs["segmentation"].data_uri, 1).voxel_size_nm_xyz == (16.0, 16.0, 16.0)
+
+
+def test_the_table_tells_what_was_found_where(result: Manifest) -> None:
+    rows = table(result)
+    merged = {pair for pair, row in rows.items() if row["decision"] == "merge"}
+    assert merged == {(1, 2), (3, 6), (4, 5)}
+    assert {(1, 3), (7, 8)} <= rows.keys() - merged
+    row = rows[1, 2]
+    assert (row["voxels_a"], row["voxels_b"], row["faces"]) == (10 * 10 * 192, 10 * 10 * 58, 100)
+    assert row["x"] in (START[2] + 191, START[2] + 192)
+    assert min(row["b_from_a"], row["a_from_b"], row["iou"]) > 0.9
+    assert row["score"] == min(row["b_from_a"], row["a_from_b"])
+    assert (row["joined_id"], row["reason"]) == (1, "both floods recover both segments")
+    apart = rows[7, 8]
+    assert (apart["joined_id"], apart["score"]) == (None, 0.0)
+    assert apart["b_from_a"] in (None, 0.0)
+    text = Store(result.outputs["decisions"].data_uri).get("decisions.csv").decode()
+    lines = {(int(r["segment_a"]), int(r["segment_b"])): r for r in csv.DictReader(io.StringIO(text))}
+    assert lines.keys() == rows.keys()
+    assert lines[1, 2]["decision"] == "merge"
+    assert lines[7, 8]["joined_id"] == lines[7, 8]["review"] == ""
+
+
+def test_a_review_overrides_the_scores_without_asking_again(
+    case: tuple[Store, dict[str, str]], result: Manifest, tmp_path: Path
+) -> None:
+    store, inputs = case
+    text = Store(result.outputs["decisions"].data_uri).get("decisions.csv").decode()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    reviews = {("1", "2"): "reject", ("7", "8"): "accept"}
+    for row in rows:
+        row["review"] = reviews.get((row["segment_a"], row["segment_b"]), "")
+    with (tmp_path / "reviewed.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows([*rows, {"segment_a": "8", "segment_b": "2", "review": "accept"}])
+    again = run_stage(
+        store,
+        "agglomerate",
+        inputs={**inputs, "scored": result.outputs["decisions"].uri},
+        params={**PARAMS, "reviewed": str(tmp_path / "reviewed.csv")},
+    )
+    _, labels = tubes()
+    np.testing.assert_array_equal(voxels(again), joined(labels, (3, 6), (5, 4), (8, 7, 2)))
+    assert again.provenance["tasks_computed"] < result.provenance["tasks_computed"]
+    found = table(again)
+    assert found[1, 2]["reason"] == "reviewed: reject"
+    assert found[1, 2]["b_from_a"] == table(result)[1, 2]["b_from_a"]
+    assert (found[2, 8]["decision"], found[2, 8]["joined_id"]) == ("merge", 8)
+    assert again.metrics["reviewed_pairs"] == 3
+    # The new table goes on from there: other thresholds, same reviews.
+    third = run_stage(
+        store,
+        "agglomerate",
+        inputs={**inputs, "scored": again.outputs["decisions"].uri},
+        params={**PARAMS, "small_min_recovered": 1.0, "min_recovered": 1.0, "reviewed": str(tmp_path / "reviewed.csv")},
+    )
+    assert {pair for pair, row in table(third).items() if row["decision"] == "merge"} >= {(7, 8), (2, 8)}
+
+
+def test_reviews_and_scores_that_do_not_fit_are_refused(
+    case: tuple[Store, dict[str, str]], result: Manifest, tmp_path: Path
+) -> None:
+    store, inputs = case
+    scored = {**inputs, "scored": result.outputs["decisions"].uri}
+
+    def review(*rows: str) -> dict[str, Any]:
+        path = tmp_path / f"{len(rows)}.csv"
+        path.write_text("segment_a,segment_b,review\n" + "\n".join(rows))
+        return {**PARAMS, "reviewed": str(path)}
+
+    with pytest.raises(UserError, match="names segment 99, which does not occur"):
+        run_stage(store, "agglomerate", inputs=scored, params=review("1,99,accept"))
+    contradiction = review("1,2,accept", "2,3,accept", "1,3,reject")
+    with pytest.raises(UserError, match="would join two segments that are rejected"):
+        run_stage(store, "agglomerate", inputs=scored, params=contradiction)
+    with pytest.raises(UserError, match="made with other params.max_gap_px"):
+        run_stage(store, "agglomerate", inputs=scored, params={**PARAMS, "max_gap_px": 2})
+
+
+def test_inputs_that_do_not_fit_are_refused(case: tuple[Store, dict[str, str]]) -> None:
+    store, inputs = case
+    image, labels = tubes()
+    with pytest.raises(UserError, match="leaves no room for the field of view; .4, 4, 4. is the least"):
+        run_stage(store, "agglomerate", inputs=inputs, params={"radius_xyz": [3, 9, 9]})
+    elsewhere = put(store, "elsewhere", labels, "segmentation", start_zyx=(0, 0, 0))
+    with pytest.raises(UserError, match="reaches beyond the image"):
+        run_stage(store, "agglomerate", inputs={**inputs, "segmentation": elsewhere}, params={})
+    coarse = put(store, "coarse", image, "image", start_zyx=START, voxel_size_nm_xyz=(32.0, 32.0, 32.0))
+    with pytest.raises(UserError, match="no level of the segmentation's voxel size"):
+        run_stage(store, "agglomerate", inputs={**inputs, "image": coarse}, params={})
+    with pytest.raises(UserError, match="skip_below must not be above min_recovered"):
+        run_stage(store, "agglomerate", inputs=inputs, params={"skip_below": 0.7})
+
+
+def test_masked_voxels_join_nothing(case: tuple[Store, dict[str, str]]) -> None:
+    """The place where 1 and 2 meet is masked."""
+    store, inputs = case
+    _, labels = tubes()
+    mask = np.zeros(labels.shape, np.uint8)
+    mask[:, :12, 180:204] = 1
+    uri = publish_mask(store, put(store, "mask", mask, "image", start_zyx=START))
+    manifest = run_stage(store, "agglomerate", inputs={**inputs, "mask": uri}, params=PARAMS)
+    assert table(manifest)[1, 2]["decision"] == "keep"
+    assert table(manifest)[4, 5]["decision"] == "merge"
+
+
+def publish_mask(store: Store, data_uri: str) -> str:
+    """A published mask artifact, as another job would leave it."""
+    key = "0" * 40
+    uri = artifact_uri(store, key, "mask")
+    artifact = Artifact(kind="mask", uri=uri, data_uri=data_uri, digest="0" * 64, voxel_size_nm_xyz=(8.0, 8.0, 8.0))
+    manifest = Manifest(
+        job_key=key, stage="mask", stage_version="1", params={}, inputs={}, outputs={"mask": artifact}, provenance={}
+    )
+    # load_artifact looks for an artifact's data below its job's key.
+    for path in Store(data_uri).list(""):
+        Store(store.url(f"artifacts/{key}/mask")).put(path, Store(data_uri).get(path))
+    store.put_json(manifest_path(key), manifest.model_dump(mode="json"))
+    return uri
+
+
+def files(store: Store, key: str) -> dict[str, bytes]:
+    data = Store(store.url(f"artifacts/{key}"))
+    return {path: data.get(path) for path in data.list("")}
+
+
+def test_the_order_of_tasks_and_doing_them_twice_change_nothing(
+    case: tuple[Store, dict[str, str]], result: Manifest, tmp_path: Path
+) -> None:
+    """The rounds by hand, tasks in random order, some of them twice: every byte equals the plain run's."""
+    stage = load_stage("agglomerate")
+    spec = make_spec(stage, inputs=case[1], params=PARAMS)
+    other = Store(str(tmp_path / "other"))
+    context = JobContext(other, spec, stage, threads=1)
+    journal = JournalWriter(other, spec.key, 1)
+    rng = np.random.default_rng(0)
+    for round_ in stage().rounds(context):
+        round_.prepare(context)
+        tasks = list(round_.plan(context))
+        for i in rng.permutation(np.concatenate([np.arange(len(tasks)), np.arange(0, len(tasks), 2)])):
+            journal.add(round_.name, Entry(tasks[i].key, round_.run(tasks[i], context).data))
+        journal.flush()
+    context.close()
+    assert spec.key == result.job_key
+    assert files(other, spec.key) == files(case[0], spec.key)
+    assert len(files(other, spec.key)) > 20
+
+
+@pytest.mark.slow
+def test_two_ranks_leave_the_same_bytes(case: tuple[Store, dict[str, str]], result: Manifest, tmp_path: Path) -> None:
+    spec = make_spec(load_stage("agglomerate"), inputs=case[1], params=PARAMS)
+    other = Store(str(tmp_path / "other"))
+    save_spec(other, spec)
+    launch = Launch(job_uri(other, spec.key), Resources(ranks=2), False)
+    assert subprocess.run(stage_command(launch), timeout=600, check=False).returncode == 0
+    assert files(other, spec.key) == files(case[0], result.job_key)

@@ -17,7 +17,7 @@ from happyneurons.errors import NotFoundError, UserError
 from happyneurons.jobs.stage import Context
 from happyneurons.stages.agglomerate.candidates import Segments
 from happyneurons.stages.agglomerate.joining import Pair, join
-from happyneurons.stages.agglomerate.judging import COUNTS, FIGURES, judge
+from happyneurons.stages.agglomerate.judging import COUNTS, FIGURES, Verdict, judge
 from happyneurons.stages.agglomerate.reviews import Reviews, read_reviews
 from happyneurons.store.documents import Store
 
@@ -88,12 +88,20 @@ def decide(context: Context[Any], work: Store, portions: Portions) -> dict[str, 
         a, b = (int(v) for v in table["pairs"][i])
         voxels = (int(table["voxels"][i, 0]), int(table["voxels"][i, 1]))
         figures = {name: float(table[name][i]) for name in FIGURES} | {name: int(table[name][i]) for name in COUNTS}
-        score, merge, reason = (0.0, False, _NOT_ASKED)
-        if table["asked"][i]:
-            score, merge, reason = judge(figures, voxels, rules)
-        rows.append([(a, b), table["points"][i][::-1].tolist(), voxels, int(table["faces"][i]), figures, score, reason])
-        if merge and (a, b) not in reviews:
-            wanted.append(Pair(a, b, score))
+        verdict = judge(figures, voxels, rules) if table["asked"][i] else Verdict(0.0, False, _NOT_ASKED)
+        rows.append(
+            [
+                (a, b),
+                table["points"][i][::-1].tolist(),
+                voxels,
+                int(table["faces"][i]),
+                figures,
+                verdict.score,
+                verdict.reason,
+            ]
+        )
+        if verdict.merge and (a, b) not in reviews:
+            wanted.append(Pair(a, b, verdict.score, verdict.one_sided))
     asked_for = {row[0] for row in rows}
     for a, b in sorted(reviews.keys() - asked_for):  # a person may join what was not asked about
         size_a, size_b = segments.sizes(np.array([a, b], np.uint64)).tolist()

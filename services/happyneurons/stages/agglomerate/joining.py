@@ -5,9 +5,9 @@ by ids. So the result depends on nothing but the table. Two guards look at what 
 as a whole, not only at its two segments:
 
 - Two objects that are both large (`large_voxels` or more, what they gained so far included) are
-  joined by a score of `large_min_score` or more only. A false merger of two fragments costs
-  little; one of two neurons ruins both, and a chain through a fragment that belongs to neither is
-  the usual way to get there.
+  joined by a score of `large_min_score` or more only, and only if both floods agreed on it. A
+  false merger of two fragments costs little; one of two neurons ruins both, and a chain through a
+  fragment that belongs to neither, or to one of them, is the usual way to get there.
 - What a person rejected stays apart, also by way of others.
 """
 
@@ -19,11 +19,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Pair:
-    """Two segments (a < b) that are to be joined. score: 0 to 1; accepted: a person said so."""
+    """Two segments (a < b) that are to be joined.
+
+    score: 0 to 1. one_sided: by the flood from one of them alone. accepted: a person said so.
+    """
 
     a: int
     b: int
     score: float
+    one_sided: bool = False
     accepted: bool = False
 
 
@@ -38,7 +42,7 @@ class Joined:
     refused: Mapping[tuple[int, int], str]
 
 
-LARGE = "both objects are large, and the score is not high enough for that"
+LARGE = "both objects are large, and the evidence is not strong enough for that"
 APART = "would join segments that were reviewed as apart"
 
 
@@ -84,7 +88,8 @@ def join(
         if any(segment in enemies[a] for segment in members[b]):
             refused[pair.a, pair.b] = APART
             continue
-        if not pair.accepted and min(size[a], size[b]) >= large_voxels and pair.score < large_min_score:
+        sure = pair.accepted or (pair.score >= large_min_score and not pair.one_sided)
+        if min(size[a], size[b]) >= large_voxels and not sure:
             refused[pair.a, pair.b] = LARGE
             continue
         parent[b] = a

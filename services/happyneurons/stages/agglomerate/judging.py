@@ -6,8 +6,8 @@ the two objects are nearly the same (`min_iou`), and the network took little bac
 
 Small fragments get a gentler rule, for a flood that starts inside a fragment of a few thousand
 voxels has little to go by, and many have no room for a seed at all: the flood from the larger
-segment alone decides, if it recovers `small_min_recovered` of the fragment. The score is that
-share.
+segment alone is enough, if it recovers `small_min_recovered` of the fragment. The score is then
+that share.
 
 A piece of fewer than `min_piece_voxels` near the decision point decides nothing: a flood that is a
 little thicker than the segment takes in any sliver beside it.
@@ -15,6 +15,7 @@ little thicker than the segment takes in any sliver beside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -33,9 +34,12 @@ class Rules:
 
 
 class Verdict(NamedTuple):
+    """score: 0 to 1. one_sided: merged by the flood from the larger segment alone."""
+
     score: float
     merge: bool
     reason: str
+    one_sided: bool = False
 
 
 FIGURES = ("a_from_a", "b_from_a", "a_from_b", "b_from_b", "iou", "deleted_a", "deleted_b", "leaked_a", "leaked_b")
@@ -68,23 +72,28 @@ def judge(f: Mapping[str, Any], voxels: tuple[int, int], rules: Rules) -> Verdic
     """The verdict about one pair. f: see FIGURES, COUNTS; voxels: of both segments in the whole volume."""
     if min(f["piece_a"], f["piece_b"]) < rules.min_piece_voxels:
         return Verdict(0.0, False, f"a piece of fewer than {rules.min_piece_voxels} voxels at the decision point")
-    if min(voxels) < rules.small_voxels:
+    verdict = _both_ways(f, rules)
+    if not verdict.merge and min(voxels) < rules.small_voxels:
         # The larger one speaks; of two equal ones the first.
         name, share, deleted = ("a", f["b_from_a"], f["deleted_a"])
         if voxels[1] > voxels[0]:
             name, share, deleted = ("b", f["a_from_b"], f["deleted_b"])
         if share >= rules.small_min_recovered and deleted <= rules.max_deleted:
-            return Verdict(share, True, f"the flood from {name} recovers the small segment")
+            return Verdict(share, True, f"the flood from {name} recovers the small segment", one_sided=True)
+    return verdict
+
+
+def _both_ways(f: Mapping[str, Any], rules: Rules) -> Verdict:
     forth, back = f["b_from_a"], f["a_from_b"]
-    ran = [share for share in (forth, back) if share == share]
-    score = min(ran) if len(ran) == 2 else 0.0
+    ran = [share for share in (forth, back) if not math.isnan(share)]
     if not ran:
         return Verdict(0.0, False, "the field of view fits into neither segment")
+    score = min(ran) if len(ran) == 2 else 0.0
     if min(ran) < rules.min_recovered:
         name = "a" if forth == min(ran) else "b"
         return Verdict(score, False, f"the flood from {name} does not recover the other segment")
     if len(ran) < 2:
-        return Verdict(0.0, False, "only one of the two segments could be flooded from")
+        return Verdict(score, False, "only one of the two segments could be flooded from")
     if f["iou"] < rules.min_iou:
         return Verdict(score, False, "the two floods differ")
     if max(f["deleted_a"], f["deleted_b"]) > rules.max_deleted:
