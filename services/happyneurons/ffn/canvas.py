@@ -86,6 +86,8 @@ class Canvas:
         self._step, self._ends = step, ends
         self._fov, self._deltas = step.architecture.fov_zyx, step.architecture.deltas_zyx
         self._half: Position = (self._fov[0] // 2, self._fov[1] // 2, self._fov[2] // 2)
+        z, y, x = self._fov
+        self._open_faces = max(1, round(options.revisit_open_fraction * (z * y * x / max(z, y, x))))
         self._pad = np.float32(logit(options.pad_value))
         self._move = logit(options.move_threshold)
         self._mask: FloatArray = np.full(image.shape, np.nan, np.float32)
@@ -187,7 +189,7 @@ class Canvas:
             position = left_out.popleft()
             if self._valid(position):
                 old = self._mask[self._centre(position)]
-                if _open_faces(old >= 0, np.isnan(old)) >= self.options.revisit_open_faces:
+                if _open_faces(old >= 0, np.isnan(old)) >= self._open_faces:
                     self.counters["fov_revisited"] += 1
                     return position
         return None

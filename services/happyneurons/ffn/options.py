@@ -42,11 +42,12 @@ class InferenceOptions(BaseModel):
         description="Fast mode: where less than this fraction of the centre of the field of view is unexplored or "
         "undecided (|logit| <= 1), the network is not run again, the search goes on from the mask as it is. 0: exact",
     )
-    revisit_open_faces: int = Field(
-        24,
-        ge=1,
-        description="Fast mode: once an object's search is over, the network is run after all at positions it was not "
-        "run at where the object borders on unseen voxels with at least this many voxel faces",
+    revisit_open_fraction: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="Fast mode: once an object's search is over, the network is run after all where it was left out and "
+        "the object borders on unseen voxels: on at least this fraction of a face of the field of view",
     )
     fast_segment_threshold: float = Field(
         0.64,
