@@ -116,7 +116,8 @@ def transfer(store: Store, options: argparse.Namespace) -> dict[str, Any]:
     }
     params = {
         "steps": options.steps, "block_steps": options.block_steps, "batch_size": options.batch_size,
-        "learning_rate": options.learning_rate, "warmup_steps": 4, "fov_moves": 0, "validation_patches": options.validation_patches,
+        "learning_rate": options.learning_rate, "warmup_steps": 4, "fov_moves": 0,
+        "validation_patches": options.validation_patches,
         "validation_fraction": 0.34, "validation_axis": "x", "augmentation": MILD,
     }  # fmt: skip
     started = time.process_time()

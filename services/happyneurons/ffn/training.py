@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from happyneurons.errors import UserError
 from happyneurons.ffn.architecture import Architecture
 from happyneurons.ffn.examples import PatchSource, Walker
 
@@ -142,7 +143,10 @@ class Trainer:
             variable.assign(state[f"optimizer/{i:03d}"])
 
     def run_block(self, source: PatchSource, block: int, shard: int, *, fine_tuning: bool) -> float:
-        """Train the steps of a block from the state that was restored; returns the mean loss."""
+        """Train the steps of a block from the state that was restored; returns the mean loss.
+
+        Raises UserError if the loss is not finite any more.
+        """
         options = self.options
         rngs = [np.random.default_rng([options.seed, block, shard, slot]) for slot in range(options.batch_size)]
         walkers = [Walker(self.architecture, lambda rng=rng: source.draw(rng)) for rng in rngs]  # type: ignore[misc]
@@ -151,6 +155,8 @@ class Trainer:
             examples = [walker.next() for walker in walkers]
             image, seed, target = (np.stack(arrays) for arrays in zip(*[e for e in examples if e], strict=True))
             loss, logits = self.step(image, seed, target, learning_rate(options, step, fine_tuning=fine_tuning))
+            if not np.isfinite(loss):
+                raise UserError(f"ffn-train: the loss is {loss} at step {step}; give a smaller params.learning_rate")
             for walker, predicted in zip(walkers, logits, strict=True):
                 walker.update(predicted)
             losses.append(loss)
