@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from happyneurons.acquisition.phantom import make_phantom
 from happyneurons.ffn.examples import PatchSource, patch_half_zyx
@@ -190,13 +191,13 @@ def resume(store: Store, _: argparse.Namespace) -> dict[str, Any]:
 
 
 def kill_in_the_middle(command: list[str], folder: Store) -> int:
-    """Start a training and kill its whole session once two blocks are there; 1 if it was still running."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    """Start a training and kill it with its workers once two blocks are there; 1 if it was still running."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:
         if any("00000020/mean" in path for path in folder.list("artifacts")):
-            import os
-
-            os.killpg(process.pid, signal.SIGKILL)
+            parent = psutil.Process(process.pid)
+            for one in (parent, *parent.children(recursive=True)):
+                one.send_signal(signal.SIGKILL)
             break
         time.sleep(0.05)
     return int(process.wait() != 0)
