@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -182,14 +183,15 @@ class Export(Round):
         session, params = Session.of(context), context.params
         best, last_step = task.payload["best"], task.payload["last_step"]
         state = session.store.get_arrays(mean_path(int(best["step"])))
-        training = {
+        training: dict[str, Any] = {
             "figures": best,
             "last_step": last_step,
             "seed": params.seed,
             "batch_size": params.batch_size,
             "shards": params.shards,
-            "voxel_size_nm_xyz": list(session.voxel_size_nm_xyz),
         }
+        if session.voxel_size_nm_xyz is not None:
+            training["voxel_size_nm_xyz"] = list(session.voxel_size_nm_xyz)
         save_model(session.store, Model(session.architecture, weights_of(state), training))
         figures = {name: value for name, value in best.items() if name != "step"}
         data = {**figures, "step": float(last_step), "best_step": best["step"]}

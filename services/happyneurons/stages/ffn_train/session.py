@@ -15,7 +15,15 @@ from happyneurons.ffn.training import Row, State, Trainer, average, best_row, sa
 from happyneurons.ffn.validation import figures
 from happyneurons.jobs.stage import Context
 from happyneurons.stages.ffn_train.params import FfnTrainParams
-from happyneurons.stages.ffn_train.volumes import Cells, Region, check_pairs, common_box, mean_and_stddev, split
+from happyneurons.stages.ffn_train.volumes import (
+    Cells,
+    Region,
+    check_pairs,
+    common_box,
+    known_voxel_size,
+    mean_and_stddev,
+    split,
+)
 from happyneurons.store.documents import Store
 
 if TYPE_CHECKING:
@@ -76,8 +84,9 @@ class Session:
                     number += 1
 
     @property
-    def voxel_size_nm_xyz(self) -> tuple[float, float, float]:
-        return self.cells.volume(self.regions[0].image).voxel_size_nm_xyz
+    def voxel_size_nm_xyz(self) -> tuple[float, float, float] | None:
+        """None if the volumes do not say it."""
+        return known_voxel_size(self.cells.volume(self.regions[0].image))
 
     def margin_zyx(self, region: Region, architecture: Architecture) -> tuple[int, int, int]:
         """Voxels that patches' centres keep from a region's faces."""

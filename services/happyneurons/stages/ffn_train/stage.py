@@ -90,7 +90,7 @@ def _check_architecture(params: FfnTrainParams) -> None:
 
 def _check_voxel_sizes(session: Session) -> None:
     """All volumes and the initial model must be of one voxel size; exchanging z needs cubes."""
-    size = session.voxel_size_nm_xyz
+    size = session.cells.volume(session.regions[0].image).voxel_size_nm_xyz
     for region in session.regions:
         other = session.cells.volume(region.image).voxel_size_nm_xyz
         if not same_voxel_size(size, other):
@@ -99,7 +99,7 @@ def _check_voxel_sizes(session: Session) -> None:
                 f"{region.image}; a network is for one voxel size"
             )
     model = session.initial_model
-    known = model.training.get("voxel_size_nm_xyz") if model else None
+    known = model.training.get("voxel_size_nm_xyz") if model and session.voxel_size_nm_xyz else None
     if known is not None and not same_voxel_size(size, known):
         raise UserError(
             f"ffn-train: the initial model was trained on voxels of {tuple(known)} nm, these volumes have {size} nm; "

@@ -57,6 +57,12 @@ def same_voxel_size(a: Sequence[float], b: Sequence[float]) -> bool:
     return bool(np.allclose(a, b, rtol=VOXEL_SIZE_TOLERANCE))
 
 
+def known_voxel_size(volume: Volume) -> tuple[float, float, float] | None:
+    """Voxel size (xyz, nm), or None of an HDF5 file that does not say one."""
+    size = volume.voxel_size_nm_xyz
+    return None if volume.uri.startswith("h5://") and size == (1.0, 1.0, 1.0) else size
+
+
 def common_box(image: Volume, labels: Volume) -> tuple[Triple, Triple]:
     """(start, stop), zyx, of the voxels that both have. Raises UserError if they do not fit together."""
     if not same_voxel_size(image.voxel_size_nm_xyz, labels.voxel_size_nm_xyz):
