@@ -86,6 +86,7 @@ def outputs(folder: Path) -> dict[str, bytes]:
     return {path: store.get(path) for path in store.list("artifacts")}
 
 
+@pytest.mark.slow
 def test_two_shards_killed_in_the_middle_end_with_the_same_bytes(tmp_path: Path, pair: dict[str, list[str]]) -> None:
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     # The first shard of the second block is written but not in the journal, the second one is not begun.
@@ -107,6 +108,7 @@ def test_two_shards_killed_in_the_middle_end_with_the_same_bytes(tmp_path: Path,
     assert model["training"]["voxel_size_nm_xyz"] == [8.0, 8.0, 8.0]
 
 
+@pytest.mark.slow
 def test_training_that_spoils_a_model_gives_the_model_back(store: Store, pair: dict[str, list[str]]) -> None:
     demo = str(Path(__file__).resolve().parents[2] / "services" / "happyneurons" / "models" / "demo_ffn")
     params = {
