@@ -38,6 +38,7 @@ PARAMS = {
     "steps": 8000,
     "block_steps": 400,
     "batch_size": 8,
+    "patience_blocks": 1000,  # all steps, whatever the curve
 }
 PHASES = ({"learning_rate": 1e-3, "seed": 1}, {"learning_rate": 8e-4, "seed": 2})
 

@@ -143,7 +143,8 @@ def test_training_makes_a_model_that_segment_takes(store: Store, phantom: Phanto
     properties = load_artifact(model.uri).properties
     assert properties["architecture"]["fov_zyx"] == [9, 11, 11]
     assert properties["architecture"]["image_mean"] == pytest.approx(phantom.image.mean(), abs=0.1)
-    assert sorted(Store(model.data_uri).list("")) == ["history.json", "model.json", "weights.npz"]
+    kept = ["samples/00000004.png", "samples/00000008.png", "weights.npz"]
+    assert sorted(Store(model.data_uri).list("")) == ["curves.png", "history.json", "model.json", *kept]
     assert manifest.metrics["step"] == 8
     further = run_stage(
         store,

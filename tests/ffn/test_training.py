@@ -1,120 +1,188 @@
-"""Training: it learns, it resumes to the same bytes after SIGKILL, its examples are what they should be."""
+"""Training through the job interface: it learns, goes on after SIGKILL to the same bytes, and keeps the best."""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from happyneurons.acquisition.phantom import make_phantom
 from happyneurons.errors import UserError
-from happyneurons.ffn.architecture import Architecture
-from happyneurons.ffn.augmentation import Augmentation, augment
-from happyneurons.ffn.examples import PatchSource
-from happyneurons.ffn.sampling import PARTITIONS, BalancedSampler, TrainingVolume, active_fractions
-from happyneurons.ffn.training import TrainingOptions, train
+from happyneurons.ffn.model import Model, load_model, save_model
+from happyneurons.ffn.training import TrainingOptions, average, best_row, learning_rate, saturated
 from happyneurons.store.documents import Store
+from happyneurons.store.volumes import create_volume
+from happyneurons.worker.local import run_stage
+from happyneurons.worker.run import RunOptions
 
-ARCHITECTURE = Architecture(
-    depth=3, features=6, fov_zyx=(13, 13, 13), deltas_zyx=(3, 3, 3), image_mean=135, image_stddev=40
-)
-OPTIONS = TrainingOptions(
-    steps=60, block_steps=20, batch_size=4, validation_patches=4, warmup_steps=10, learning_rate=3e-3
-)
-
-
-def phantom_volume() -> TrainingVolume:
-    phantom = make_phantom((32, 64, 64), seed=3)
-    return TrainingVolume(ARCHITECTURE.normalize(phantom.image), phantom.labels.astype(np.int32))
+SMALL: dict[str, Any] = {
+    "depth": 2, "features": 4, "fov_xyz": [11, 11, 9], "deltas_xyz": [3, 3, 2], "fov_moves": 0, "steps": 30,
+    "block_steps": 10, "batch_size": 2, "shards": 2, "validation_patches": 4, "warmup_steps": 5, "learning_rate": 0.01,
+}  # fmt: skip
 
 
-def run_training(folder: Path, *, kill_at: int = 0) -> None:
-    """Train into a folder; with `kill_at`, this process kills itself after that checkpoint."""
+def put(root: Path, name: str, array: np.ndarray, voxel_size: tuple[float, float, float] = (8.0, 8.0, 8.0)) -> str:
+    uri = Store(str(root)).url(name)
+    volume = create_volume(
+        uri,
+        start_zyx=(0, 0, 0),
+        stop_zyx=array.shape,
+        voxel_size_nm_xyz=voxel_size,
+        dtype=str(array.dtype),
+        layer_type="image" if array.dtype == np.uint8 else "segmentation",
+        chunk_zyx=(32, 32, 32),
+    )
+    volume.write((0, 0, 0), array)
+    return uri
 
-    def after_block(step: int) -> None:
-        if step == kill_at:
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """URIs of a phantom's image and labels."""
+    root, phantom = tmp_path_factory.mktemp("volumes"), make_phantom((32, 64, 80), seed=9)
+    return {"image": [put(root, "image", phantom.image)], "labels": [put(root, "labels", phantom.labels)]}
+
+
+class KillAt(logging.Handler):
+    """Ends this process with SIGKILL when a message is logged."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self._words = words
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith(self._words):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    store = Store(str(folder))
-    weights, history = train(
-        ARCHITECTURE, [phantom_volume()], OPTIONS, Augmentation(), store, threads=1, after_block=after_block
-    )
-    store.put_arrays("weights.npz", **weights)
-    store.put_json("history.json", history)
+
+def train_here(folders: list[str], inputs: dict[str, list[str]], params: dict[str, Any], kill: str = "") -> None:
+    """Run the stage in each of the stores; with `kill`, this process dies at that message."""
+    if kill:
+        logging.getLogger("happyneurons").addHandler(KillAt(kill))
+    for folder in folders:
+        run_stage(Store(folder), "ffn-train", inputs=inputs, params=params, options=RunOptions(takeover=True))
 
 
-def in_new_process(folder: Path, kill_at: int = 0) -> int:
+def in_new_process(*arguments: Any) -> int:
     code = (
-        "import importlib.util, pathlib;"
+        "import importlib.util, json, sys;"
         f"s = importlib.util.spec_from_file_location('t', {__file__!r}); m = importlib.util.module_from_spec(s);"
-        f"s.loader.exec_module(m); m.run_training(pathlib.Path({str(folder)!r}), kill_at={kill_at})"
+        "s.loader.exec_module(m); m.train_here(*json.loads(sys.argv[1]))"
     )
-    return subprocess.run([sys.executable, "-c", code], check=False).returncode
+    return subprocess.run([sys.executable, "-c", code, json.dumps(arguments)], check=False).returncode
 
 
-def test_training_learns_and_resumes_after_sigkill_to_the_same_bytes(tmp_path: Path) -> None:
-    assert in_new_process(tmp_path / "undisturbed") == 0
-    assert in_new_process(tmp_path / "killed", kill_at=20) == -signal.SIGKILL
-    store = Store(str(tmp_path / "killed"))
-    assert store.get_json("checkpoint.json")["step"] == 20
-    assert not store.exists("weights.npz")
-    assert in_new_process(tmp_path / "killed") == 0
-    undisturbed = Store(str(tmp_path / "undisturbed"))
-    for path in ("weights.npz", "history.json"):
-        assert store.get(path) == undisturbed.get(path)
-    history = undisturbed.get_json("history.json")
-    assert [row["step"] for row in history] == [20, 40, 60]
-    assert history[-1]["loss"] < 0.75 * history[0]["loss"]
+def outputs(folder: Path) -> dict[str, bytes]:
+    """Bytes of everything below artifacts/, the same job's in every store."""
+    store = Store(str(folder))
+    return {path: store.get(path) for path in store.list("artifacts")}
 
 
-def test_coordinates_are_balanced_between_thin_and_thick(tmp_path: Path) -> None:
-    labels = np.zeros((24, 64, 64), np.int32)
-    labels[:, 10:50, 10:50] = 1  # fills the field of view
-    labels[:, 57, 20:40] = 2  # a sheet of one voxel
-    volume = TrainingVolume(np.zeros(labels.shape, np.float32), labels)
-    sampler = BalancedSampler([volume], (9, 9, 9), (4, 4, 4), seed=1)
-    rng = np.random.default_rng(0)
-    drawn = np.array([sampler.draw(rng)[1] for _ in range(600)])
-    kinds = labels[tuple(drawn.T)]
-    assert (kinds > 0).all()
-    inside = (labels[4:-4, 4:-4, 4:-4] == 2).sum() / (labels[4:-4, 4:-4, 4:-4] > 0).sum()
-    assert (kinds == 2).mean() > 5 * inside
-    fractions = active_fractions(labels, np.array([[12, 30, 30], [12, 57, 30]]), (9, 9, 9))
-    np.testing.assert_allclose(fractions, [1.0, 1 / 9])
-    assert np.digitize(fractions, PARTITIONS).tolist() == [10, 4]
+@pytest.mark.slow
+def test_two_shards_killed_in_the_middle_end_with_the_same_bytes(tmp_path: Path, pair: dict[str, list[str]]) -> None:
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    # The first shard of the second block is written but not in the journal, the second one is not begun.
+    assert in_new_process([str(killed)], pair, SMALL, "step 20 of 30, shard 0") == -signal.SIGKILL
+    left = [path.split("/", 3)[-1] for path in outputs(killed)]
+    assert "checkpoints/00000010/mean.npz" in left
+    assert "checkpoints/00000020/shard-0001.npz" not in left
+    assert "history.json" in left
+    assert in_new_process([str(killed), str(undisturbed)], pair, SMALL) == 0
+    assert outputs(killed) == outputs(undisturbed)
+    found = {path.split("/", 3)[-1]: data for path, data in outputs(killed).items()}
+    samples = [f"samples/{step:08d}.png" for step in (10, 20, 30)]
+    assert sorted(found) == ["curves.png", "history.json", "model.json", *samples, "weights.npz"]
+    history = json.loads(found["history.json"])
+    assert [row["step"] for row in history] == [10, 20, 30]
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    model = json.loads(found["model.json"])
+    assert model["training"]["figures"] == max(history, key=lambda row: row["f1"])
+    assert model["training"]["voxel_size_nm_xyz"] == [8.0, 8.0, 8.0]
 
 
-def test_too_small_or_empty_volumes_are_refused() -> None:
-    empty = TrainingVolume(np.zeros((24, 24, 24), np.float32), np.zeros((24, 24, 24), np.int32))
-    with pytest.raises(UserError, match="too small"):
-        BalancedSampler([empty], (25, 9, 9), (4, 4, 4), seed=1)
-    with pytest.raises(UserError, match="no object"):
-        BalancedSampler([empty], (9, 9, 9), (4, 4, 4), seed=1)
+@pytest.mark.slow
+def test_training_that_spoils_a_model_gives_the_model_back(store: Store, pair: dict[str, list[str]]) -> None:
+    demo = str(Path(__file__).resolve().parents[2] / "services" / "happyneurons" / "models" / "demo_ffn")
+    params = {
+        "steps": 4, "block_steps": 1, "batch_size": 1, "learning_rate": 0.2, "warmup_steps": 0, "fov_moves": 0,
+        "fov_xyz": [15, 15, 15], "deltas_xyz": [4, 4, 4], "validation_fraction": 0.45, "validation_axis": "x",
+        "validation_patches": 2, "patience_blocks": 1, "augmentation": {"jitter_px": 0},
+    }  # fmt: skip
+    manifest = run_stage(store, "ffn-train", inputs={**pair, "initial_model": [demo]}, params=params)
+    metrics = manifest.metrics
+    assert (metrics["best_step"], metrics["step"]) == (0, 1), "it stops after a block that is no better"
+    assert metrics["f1"] == metrics["initial_f1"] > 0.5
+    trained, before = load_model(manifest.outputs["model"].data_uri), load_model(demo)
+    changed = {"fov_zyx": (15, 15, 15), "deltas_zyx": (4, 4, 4)}
+    assert trained.architecture == before.architecture.model_copy(update=changed)
+    for name, array in before.weights.items():
+        np.testing.assert_array_equal(trained.weights[name], array)
+    history = Store(manifest.outputs["model"].data_uri).get_json("history.json")
+    assert [row["step"] for row in history] == [0, 1]
 
 
-def test_augmented_labels_stay_on_the_picture() -> None:
-    labels = np.zeros((21, 40, 40), bool)
-    labels[:, 12:25, 15:30] = True
-    image = np.where(labels, np.float32(1), np.float32(-1))
-    settings = Augmentation(noise=0, blur_px=0, missing=0, contrast=0, brightness=0, jitter_px=2)
-    for seed in range(20):
-        out, wanted = augment(image, labels, settings, np.random.default_rng(seed))
-        assert out.shape == wanted.shape == (21, 30, 30)
-        # Sections move by fractions of a pixel, labels by whole ones: only the outline may differ.
-        assert ((out > 0) != wanted).mean() < 0.06
-        assert wanted[10].any()
+def test_wrong_input_is_refused_with_the_reason(store: Store, tmp_path: Path, pair: dict[str, list[str]]) -> None:
+    def refused(words: str, inputs: dict[str, list[str]] | None = None, **params: Any) -> None:
+        with pytest.raises(UserError, match=words):
+            run_stage(store, "ffn-train", inputs={**pair, **(inputs or {})}, params={**SMALL, **params})
+
+    array = np.ones((32, 64, 80), np.uint8)
+    coarse = put(tmp_path, "coarse", array, (16.0, 16.0, 16.0))
+    flat = put(tmp_path, "flat", array, (8.0, 8.0, 40.0))
+    flat_labels = put(tmp_path, "flat_labels", array.astype(np.uint64), (8.0, 8.0, 40.0))
+    nothing = put(tmp_path, "nothing", 0 * array.astype(np.uint64))
+    far = Store(str(tmp_path)).url("far")
+    create_volume(
+        far, start_zyx=(100, 0, 0), stop_zyx=(132, 64, 80), voxel_size_nm_xyz=(8, 8, 8), dtype="uint64",
+        layer_type="segmentation",
+    )  # fmt: skip
+    refused("pairs", {"labels": [*pair["labels"], *pair["labels"]]})
+    refused("no voxels in common", {"labels": [far]})
+    refused("image and labels differ in voxel size", {"image": [coarse]})
+    refused("volumes differ in voxel size", {"image": [*pair["image"], flat], "labels": [*pair["labels"], flat_labels]})
+    refused("hold no object", {"labels": [nothing]})
+    refused("too small for a patch", fov_xyz=[31, 31, 31])
+    refused("too small for a patch", validation_fraction=0.1)
+    refused("deltas_xyz: .*at most half", deltas_xyz=[9, 9, 9])
+    cubes = {"permute_axes": "xyz"}
+    refused("needs cubic voxels", {"image": [flat], "labels": [flat_labels]}, augmentation=cubes)
+    held_out = {"validation_image": pair["image"], "validation_labels": pair["labels"]}
+    refused("not both", held_out, validation_fraction=0.3)
+
+    other = Store(str(tmp_path / "model"))
+    demo = load_model(str(Path(__file__).resolve().parents[2] / "services" / "happyneurons" / "models" / "demo_ffn"))
+    save_model(other, Model(demo.architecture, demo.weights, {"voxel_size_nm_xyz": [16.0, 16.0, 16.0]}))
+    refused("the initial model has depth 6, params.depth asks for 2", {"initial_model": [other.uri]})
+    same = {"depth": None, "features": None, "fov_xyz": None, "deltas_xyz": [5, 5, 5]}
+    refused("was trained on voxels of", {"initial_model": [other.uri]}, **same, augmentation={"jitter_px": 0})
 
 
-def test_patches_start_from_an_empty_mask_with_a_seed_on_their_object() -> None:
-    source = PatchSource([phantom_volume()], ARCHITECTURE, fov_moves=1, augmentation=Augmentation(), seed=1)
-    for seed in range(20):
-        patch = source.draw(np.random.default_rng(seed))
-        assert patch.image.shape == patch.wanted.shape == (19, 19, 19)
-        assert patch.wanted[patch.centre]
-        assert (patch.seed > 0).sum() == 1
-        assert patch.seed[patch.centre] > 2.9
+def test_the_mean_of_shards_and_when_training_stops() -> None:
+    states = [
+        {"w": np.float32([1, 2]), "optimizer/000": np.int64(7)},
+        {"w": np.float32([3, 6]), "optimizer/000": np.int64(7)},
+    ]
+    mean = average(states)
+    np.testing.assert_array_equal(mean["w"], np.float32([2, 4]))
+    assert mean["w"].dtype == np.float32
+    assert mean["optimizer/000"] == 7
+    options = TrainingOptions(patience_blocks=2, minimum_gain=0.01)
+
+    def rows(*scores: float) -> list[dict[str, float]]:
+        return [{"step": float(i), "f1": f1} for i, f1 in enumerate(scores)]
+
+    assert not saturated(rows(0.5, 0.6, 0.6), options)
+    assert saturated(rows(0.5, 0.6, 0.6, 0.605), options)
+    assert not saturated(rows(0.5, 0.6, 0.6, 0.62), options)
+    assert best_row(rows(0.5, 0.7, 0.6, 0.7))["step"] == 1
+    assert max(learning_rate(options, s) for s in range(5000)) > 10 * max(
+        learning_rate(options, s, fine_tuning=True) for s in range(5000)
+    )

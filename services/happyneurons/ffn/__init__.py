@@ -12,5 +12,5 @@ movement       where the field of view goes next
 seeds          where objects are started
 canvas         the state of segmenting one subvolume
 inference      options, and the whole of segmenting one subvolume
-sampling, augmentation, training, validation   making models
+sampling, examples, augmentation, training, validation, pictures   making models
 """

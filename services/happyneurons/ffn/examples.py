@@ -1,12 +1,13 @@
 """Training examples: fields of view visited one after the other within a training patch.
 
 As in inference, the field of view starts at the centre with an empty mask and moves to where the
-network's own prediction reaches the move threshold; each visit is one example.
+network's own prediction reaches the move threshold; each visit is one example. Method: the policy
+`max_pred_moves` of google/ffn's training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,11 @@ from numpy.typing import NDArray
 from happyneurons.ffn.architecture import Architecture
 from happyneurons.ffn.augmentation import Augmentation, augment
 from happyneurons.ffn.movement import MovementQueue, Position
-from happyneurons.ffn.sampling import BalancedSampler, TrainingVolume
 
 FloatArray = NDArray[np.float32]
+Triple = tuple[int, int, int]
+Cut = Callable[[np.random.Generator, Triple], tuple[FloatArray, np.ndarray]]
+"""`(rng, half_zyx)` → normalized image and labels of a box of 2 · half + 1 voxels around a drawn coordinate."""
 
 OBJECT, ELSEWHERE = 0.95, 0.05
 """Soft targets, and also what the seed and the empty mask are before the first step."""
@@ -42,34 +45,36 @@ class Patch:
         return (z, y, x)
 
 
-class PatchSource:
-    """Cuts patches around balanced coordinates and augments them.
+def patch_half_zyx(architecture: Architecture, fov_moves: int, augmentation: Augmentation | None) -> Triple:
+    """Voxels that a patch takes on each side of its centre, the margin for augmentation included.
 
-    A patch holds `fov_moves` moves of the field of view in each direction.
+    The field of view may move once more than `fov_moves`, as in google/ffn: the part that is
+    judged (see `judged_box`) is then filled from all sides.
     """
+    extra = augmentation.margin_px if augmentation else 0
+    z, y, x = (f // 2 + d * (fov_moves + 1) for f, d in zip(architecture.fov_zyx, architecture.deltas_zyx, strict=True))
+    return (z, y + extra, x + extra)
+
+
+def judged_box(architecture: Architecture) -> tuple[slice, ...]:
+    """The part of a patch whose mask is judged: what `fov_moves` moves reach."""
+    return tuple(slice(d, -d) if d else slice(None) for d in architecture.deltas_zyx)
+
+
+class PatchSource:
+    """Cuts patches around drawn coordinates and augments them."""
 
     def __init__(
-        self,
-        volumes: Sequence[TrainingVolume],
-        architecture: Architecture,
-        *,
-        fov_moves: int,
-        augmentation: Augmentation | None,
-        seed: int,
+        self, cut: Cut, architecture: Architecture, *, fov_moves: int, augmentation: Augmentation | None
     ) -> None:
-        self._volumes, self._augmentation = volumes, augmentation
-        moves = tuple(d * fov_moves for d in architecture.deltas_zyx)
-        self.shape = tuple(f + 2 * m for f, m in zip(architecture.fov_zyx, moves, strict=True))
-        extra = augmentation.margin_px if augmentation else 0
-        self._half = np.array([self.shape[0] // 2, self.shape[1] // 2 + extra, self.shape[2] // 2 + extra])
-        margin = tuple(int(v) for v in self._half)
-        self._sampler = BalancedSampler(volumes, architecture.fov_zyx, (margin[0], margin[1], margin[2]), seed=seed)
+        self._cut, self._augmentation = cut, augmentation
+        self._half = patch_half_zyx(architecture, fov_moves, augmentation)
 
     def draw(self, rng: np.random.Generator) -> Patch:
-        index, position = self._sampler.draw(rng)
-        volume = self._volumes[index]
-        box = tuple(slice(p - h, p + h + 1) for p, h in zip(position, self._half, strict=True))
-        image, wanted = volume.image[box], volume.labels[box] == volume.labels[position]
+        image, labels = self._cut(rng, self._half)
+        centre = labels[self._half]
+        # Around a voxel without an object nothing is wanted.
+        wanted = (labels == centre) & (labels != 0)
         if self._augmentation is not None:
             image, wanted = augment(image, wanted, self._augmentation, rng)
         seed = np.full(image.shape, logit(ELSEWHERE), np.float32)

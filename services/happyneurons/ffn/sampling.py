@@ -1,12 +1,15 @@
 """Training coordinates, balanced by how much of the field of view their object fills.
 
-Method: compute_partitions and build_coordinates of google/ffn: thin processes and large bodies are
-seen equally often. Fractions are counted at randomly drawn coordinates instead of everywhere.
+Method: compute_partitions and build_coordinates of google/ffn, so that thin processes and large
+bodies are seen equally often. Blocks are done one by one: each counts all its voxels and keeps a
+random sample of them, and drawing needs the counts only. So neither a label volume nor its list of
+coordinates is ever held as a whole. All positions and shapes are (z, y, x) in voxels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,68 +21,113 @@ Triple = tuple[int, int, int]
 
 PARTITIONS = (0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 """Upper bounds of the fraction of the field of view that the centre's object fills."""
+BACKGROUND = 0
+"""The partition of voxels without an object; those of PARTITIONS are 1, 2, …"""
+COUNT = len(PARTITIONS) + 2
+SAMPLE = 2048
+"""Coordinates that a block keeps of each partition."""
+
+
+def window_counts(mask: NDArray[np.bool_], diameter_zyx: Triple) -> NDArray[np.int32]:
+    """How many voxels of a mask lie in the window around each voxel; outside of the mask there are none."""
+    counts = mask.astype(np.int32)
+    for axis, diameter in enumerate(diameter_zyx):
+        n, half = mask.shape[axis], diameter // 2
+        total = np.concatenate([np.zeros_like(counts.take([0], axis)), counts.cumsum(axis, dtype=np.int32)], axis)
+        place = np.arange(n)
+        counts = total.take(np.minimum(place + half + 1, n), axis) - total.take(np.maximum(place - half, 0), axis)
+    return counts
+
+
+def partition_map(labels: np.ndarray, fov_zyx: Triple, inner: tuple[slice, ...]) -> NDArray[np.uint8]:
+    """Partition of every voxel of `labels[inner]`; the field of view around each must lie in `labels`."""
+    import fastremap
+    from scipy import ndimage
+
+    numbers, _ = fastremap.renumber(labels, in_place=False)
+    partitions = np.zeros(labels[inner].shape, np.uint8)
+    volume = float(np.prod(fov_zyx))
+    for number, box in enumerate(ndimage.find_objects(numbers.astype(np.int32, copy=False)), 1):
+        common = [slice(max(b.start, i.start), min(b.stop, i.stop)) for b, i in zip(box, inner, strict=True)]
+        if any(c.start >= c.stop for c in common):
+            continue
+        mask = numbers[box] == number
+        # An object has no voxels outside its box, so that windows may be counted within it.
+        in_box = tuple(slice(c.start - b.start, c.stop - b.start) for c, b in zip(common, box, strict=True))
+        in_inner = tuple(slice(c.start - i.start, c.stop - i.start) for c, i in zip(common, inner, strict=True))
+        fractions = window_counts(mask, fov_zyx)[in_box] / volume
+        own = mask[in_box]
+        partitions[in_inner][own] = np.digitize(fractions[own], PARTITIONS) + 1
+    return partitions
 
 
 @dataclass(frozen=True)
-class TrainingVolume:
-    """Normalized float32 image and labels (0 is background), both (z, y, x), of one shape."""
+class BlockCoordinates:
+    """What a block keeps. counts: all its voxels by partition; kept: (n, 3) coordinates of each."""
 
-    image: NDArray[np.float32]
-    labels: np.ndarray
+    counts: list[int]
+    kept: list[NDArray[np.int32]]
 
+    @classmethod
+    def of(cls, partitions: NDArray[np.uint8], start_zyx: Sequence[int], rng: np.random.Generator) -> BlockCoordinates:
+        counts, kept = [], []
+        flat = partitions.ravel()
+        for part in range(COUNT):
+            found = np.flatnonzero(flat == part)
+            counts.append(len(found))
+            chosen = np.sort(rng.choice(found, SAMPLE, replace=False)) if len(found) > SAMPLE else found
+            place = np.column_stack(np.unravel_index(chosen, partitions.shape))
+            kept.append((place + np.asarray(start_zyx)).astype(np.int32))
+        return cls(counts, kept)
 
-def active_fractions(labels: np.ndarray, coordinates: NDArray[np.int64], fov_zyx: Triple) -> NDArray[np.float32]:
-    """Fraction of the field of view around each coordinate (n, 3) that has the centre's label."""
-    windows = np.lib.stride_tricks.sliding_window_view(labels, fov_zyx)
-    half = np.array(fov_zyx) // 2
-    fractions = np.empty(len(coordinates), np.float32)
-    for first in range(0, len(coordinates), 512):
-        part = coordinates[first : first + 512]
-        found = windows[tuple((part - half).T)]
-        fractions[first : first + 512] = (found == labels[tuple(part.T)][:, None, None, None]).mean(axis=(1, 2, 3))
-    return fractions
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"coordinates": np.concatenate(self.kept), "kept": np.array([len(k) for k in self.kept], np.int32)}
+
+    @staticmethod
+    def split(arrays: dict[str, np.ndarray]) -> list[NDArray[np.int32]]:
+        """Coordinates by partition from what `arrays` gave."""
+        return np.split(arrays["coordinates"], np.cumsum(arrays["kept"])[:-1])
 
 
 class BalancedSampler:
-    """Coordinates of labelled voxels: first a partition, then a coordinate of it, each drawn evenly.
+    """Draws a partition, then one of its voxels, each evenly over all blocks.
 
-    margin_zyx: voxels that every coordinate keeps from the volumes' faces.
-    candidates: coordinates drawn from each volume to choose from.
-    Raises UserError if a volume is too small or has no labels away from its faces.
+    counts: (blocks, COUNT) voxels by partition. load: coordinates by partition of a block.
+    background: whether voxels without an object are a partition, too (as in google/ffn).
+    Raises UserError if no block has an object.
     """
 
     def __init__(
         self,
-        volumes: Sequence[TrainingVolume],
-        fov_zyx: Triple,
-        margin_zyx: Triple,
+        counts: NDArray[np.int64],
+        load: Callable[[int], list[NDArray[np.int32]]],
         *,
-        seed: int,
-        candidates: int = 20_000,
+        background: bool = False,
+        cached_blocks: int = 64,
     ) -> None:
-        parts: list[list[NDArray[np.int64]]] = [[] for _ in range(len(PARTITIONS) + 1)]
-        margin = np.maximum(margin_zyx, np.array(fov_zyx) // 2)
-        for index, volume in enumerate(volumes):
-            rng = np.random.default_rng([seed, index])
-            shape = np.array(volume.labels.shape)
-            if (shape <= 2 * margin).any():
-                raise UserError(
-                    f"training volume {index} of shape {tuple(shape)} (zyx) is too small: "
-                    f"with this field of view and fov_moves it takes more than {tuple(2 * margin)}"
-                )
-            drawn = rng.integers(margin, shape - margin, (3 * candidates, 3))
-            drawn = drawn[volume.labels[tuple(drawn.T)] != 0][:candidates]
-            bins = np.digitize(active_fractions(volume.labels, drawn, fov_zyx), PARTITIONS)
-            for part in range(len(parts)):
-                chosen = drawn[bins == part]
-                parts[part].append(np.column_stack([np.full(len(chosen), index), chosen]))
-        merged = [np.concatenate(p) for p in parts]
-        self._parts = [p for p in merged if len(p)]
-        if not self._parts:
-            raise UserError("the training labels hold no object away from the volume's faces")
+        self._load, self._cached_blocks = load, cached_blocks
+        self._cache: OrderedDict[int, list[NDArray[np.int32]]] = OrderedDict()
+        self._cumulative = np.cumsum(counts, axis=0, dtype=np.int64)
+        if not len(counts) or not self._cumulative[-1, BACKGROUND + 1 :].any():
+            raise UserError(
+                "ffn-train: the labels hold no object further from the volumes' faces than half a training patch"
+            )
+        used = range(COUNT) if background else range(BACKGROUND + 1, COUNT)
+        self.partitions = [p for p in used if self._cumulative[-1, p]]
 
     def draw(self, rng: np.random.Generator) -> tuple[int, Triple]:
-        """(volume index, coordinate zyx)."""
-        part = self._parts[int(rng.integers(len(self._parts)))]
-        volume, z, y, x = (int(v) for v in part[int(rng.integers(len(part)))])
-        return volume, (z, y, x)
+        """(block, coordinate)."""
+        part = self.partitions[int(rng.integers(len(self.partitions)))]
+        column = self._cumulative[:, part]
+        block = int(np.searchsorted(column, rng.integers(column[-1]), side="right"))
+        kept = self._coordinates(block)[part]
+        z, y, x = (int(v) for v in kept[int(rng.integers(len(kept)))])
+        return block, (z, y, x)
+
+    def _coordinates(self, block: int) -> list[NDArray[np.int32]]:
+        if block not in self._cache:
+            if len(self._cache) >= self._cached_blocks:
+                self._cache.popitem(last=False)
+            self._cache[block] = self._load(block)
+        self._cache.move_to_end(block)
+        return self._cache[block]

@@ -2,128 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
-
-from pydantic import Field
+from collections.abc import Sequence
 
 from happyneurons.errors import UserError
-from happyneurons.ffn.augmentation import Augmentation
-from happyneurons.ffn.training import TrainingOptions, train
-from happyneurons.jobs.stage import (
-    Context,
-    InputSpec,
-    Output,
-    OutputSpec,
-    Round,
-    Stage,
-    StageParams,
-    StageResult,
-    Task,
-    TaskResult,
-)
-from happyneurons.stages.ffn_train.volumes import check_pairs, common_box, mean_and_stddev, normalized, read_pairs
-from happyneurons.store.volumes import open_volume
+from happyneurons.ffn.architecture import Architecture
+from happyneurons.jobs.stage import Context, InputSpec, Output, OutputSpec, Round, Stage, StageResult
+from happyneurons.stages.ffn_train.params import FfnTrainParams
+from happyneurons.stages.ffn_train.rounds import Export, JudgeBlock, Partitions, TrainBlock
+from happyneurons.stages.ffn_train.session import OUTPUT, Session
+from happyneurons.stages.ffn_train.volumes import same_voxel_size
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from happyneurons.ffn.architecture import Architecture
-    from happyneurons.ffn.model import Model
-
-OUTPUT = "model"
-
-
-class FfnTrainParams(TrainingOptions, StageParams):
-    depth: int = Field(6, ge=2, le=32, description="Modules of two 3×3×3 convolutions; an initial model has its own")
-    features: int = Field(16, ge=1, le=256, description="Channels between convolutions; an initial model has its own")
-    fov_xyz: tuple[int, int, int] = Field((21, 21, 21), description="Field of view, voxels, odd numbers")
-    deltas_xyz: tuple[int, int, int] = Field(
-        (6, 6, 6), description="Step of the field of view, voxels, at most half of it"
-    )
-    image_mean: float | None = Field(None, description="Grey value that becomes 0; default: the training images' mean")
-    image_stddev: float | None = Field(
-        None, gt=0, description="Grey values that become 1; default: the training images' standard deviation"
-    )
-    mip: int = Field(0, ge=0, le=20, description="Level of the volumes' pyramids")
-    augmentation: Augmentation = Field(Augmentation(), description="Random changes of the training patches")
-
-    def training_options(self) -> TrainingOptions:
-        return TrainingOptions(**{name: getattr(self, name) for name in TrainingOptions.model_fields})
-
-
-class Train(Round):
-    """One task: it checkpoints beside its output and goes on from there when it is started again."""
-
-    name = "train"
-
-    def plan(self, context: Context[FfnTrainParams]) -> Iterable[Task]:
-        yield Task(key="train", cost=float(context.params.steps))
-
-    def run(self, task: Task, context: Context[FfnTrainParams]) -> TaskResult:
-        from happyneurons.ffn.model import Model, load_model, save_model
-
-        store = context.output_store(OUTPUT)
-        if store.exists("model.json"):  # killed after the end, before the journal knew
-            return _result(load_model(store.uri))
-        params = context.params
-        pairs = read_pairs(context.inputs["image"], context.inputs["labels"], params.mip)
-        architecture, weights = _start(context, [image for image, _ in pairs])
-        validation = read_pairs(
-            context.inputs.get("validation_image", ()), context.inputs.get("validation_labels", ()), params.mip
-        )
-        weights, history = train(
-            architecture,
-            normalized(pairs, architecture),
-            params.training_options(),
-            params.augmentation,
-            store,
-            validation=normalized(validation, architecture) or None,
-            weights=weights,
-            threads=context.threads,
-            log=context.log,
-        )
-        store.put_json("history.json", history)
-        model = Model(
-            architecture, weights, {"figures": history[-1], "seed": params.seed, "batch_size": params.batch_size}
-        )
-        save_model(store, model)
-        for path in list(store.list("checkpoints")):
-            store.delete(path)
-        store.delete("checkpoint.json")
-        return _result(model)
-
-
-def _start(
-    context: Context[FfnTrainParams], images: list[np.ndarray]
-) -> tuple[Architecture, dict[str, np.ndarray] | None]:
-    """Architecture and weights that training starts from (None: random ones)."""
-    from happyneurons.ffn.architecture import Architecture
-    from happyneurons.ffn.model import load_model
-
-    params, initial = context.params, context.optional_input("initial_model")
-    if initial is not None:
-        model = load_model(initial.data_uri)
-        return model.architecture, model.weights
-    mean, stddev = mean_and_stddev(images)
-    architecture = Architecture(
-        depth=params.depth,
-        features=params.features,
-        fov_zyx=params.fov_xyz[::-1],
-        deltas_zyx=params.deltas_xyz[::-1],
-        image_mean=mean if params.image_mean is None else params.image_mean,
-        image_stddev=stddev if params.image_stddev is None else params.image_stddev,
-    )
-    return architecture, None
-
-
-def _result(model: Model) -> TaskResult:
-    figures: dict[str, Any] = model.training["figures"]
-    return TaskResult(data=figures)
+MAX_BLOCKS = 5000
+"""Each is two rounds."""
 
 
 class FfnTrain(Stage[FfnTrainParams]):
-    name, version = "ffn-train", "1"
+    name, version = "ffn-train", "2"
     summary = "Trains a flood-filling network from images and labels, from scratch or from another model"
     Params = FfnTrainParams
     inputs = {
@@ -133,42 +27,103 @@ class FfnTrain(Stage[FfnTrainParams]):
         "validation_labels": InputSpec("segmentation", "their labels", optional=True, many=True),
         "initial_model": InputSpec("model", "where to start from, instead of random weights", optional=True),
     }
-    outputs = {OUTPUT: OutputSpec("model", "the network; history.json beside it tells how training went")}
+    outputs = {
+        OUTPUT: OutputSpec(
+            "model",
+            "the network, at the step judged best; beside it history.json, curves.png and samples/ (image, wanted "
+            "mask, predicted mask), written as training goes",
+        )
+    }
 
     def check(self, context: Context[FfnTrainParams]) -> None:
-        from pydantic import ValidationError
-
-        from happyneurons.ffn.architecture import Architecture
-
-        params = context.params
-        try:
-            Architecture(fov_zyx=params.fov_xyz[::-1], deltas_zyx=params.deltas_xyz[::-1])
-        except ValidationError as error:
-            problem = error.errors()[0]
-            name = str(problem["loc"][0]).replace("zyx", "xyz")
+        params, session = context.params, Session.of(context)
+        _check_architecture(params)
+        if session.options.blocks > MAX_BLOCKS:
             raise UserError(
-                f"ffn-train: params.{name}: {problem['msg']}", [(f"params.{name}", problem["msg"])]
-            ) from None
-        for image, labels, what in (
-            ("image", "labels", "training"),
-            ("validation_image", "validation_labels", "validation"),
-        ):
-            images, truths = context.inputs.get(image, ()), context.inputs.get(labels, ())
-            check_pairs(images, truths, what)
-            for a, b in zip(images, truths, strict=True):
-                common_box(open_volume(a.data_uri, params.mip), open_volume(b.data_uri, params.mip))
+                f"ffn-train: {session.options.blocks} blocks of {params.block_steps} steps; at most {MAX_BLOCKS}: give "
+                "larger params.block_steps",
+                [("params.block_steps", f"at least {-(-params.steps // MAX_BLOCKS)}")],
+            )
+        if params.validation_fraction and context.inputs.get("validation_image"):
+            raise UserError("ffn-train: give validation volumes or params.validation_fraction, not both")
+        if not any(r.validation for r in session.regions):
+            context.log.warning("judged by the training volumes: give validation volumes, or validation_fraction")
+        _check_voxel_sizes(session)
+        _check_sizes(session)
 
     def rounds(self, context: Context[FfnTrainParams]) -> Sequence[Round]:
-        return [Train()]
+        rounds: list[Round] = [Partitions()]
+        if context.inputs.get("initial_model"):
+            rounds.append(JudgeBlock(0))
+        for block in range(1, context.params.training_options().blocks + 1):
+            rounds += [TrainBlock(block), JudgeBlock(block)]
+        return [*rounds, Export()]
 
     def finish(self, context: Context[FfnTrainParams]) -> StageResult:
-        results = dict(context.results(Train.name))
-        if "train" not in results:
-            raise UserError("ffn-train: training did not end; see the job's quarantined task")
         from happyneurons.ffn.model import describe, load_model
 
+        results = [data for _, data in context.results(Export.name)]
+        if not results:
+            raise UserError("ffn-train: training did not end; see the job's quarantined task")
+        store = context.output_store(OUTPUT)
+        for folder in ("checkpoints", "coordinates"):
+            for path in list(store.list(folder)):
+                store.delete(path)
         model = load_model(context.output_uri(OUTPUT))
         return StageResult(
             outputs={OUTPUT: Output("model", properties=describe(model))},
-            metrics={name: float(value) for name, value in results["train"].items()},
+            metrics={name: float(value) for name, value in results[0].items()},
         )
+
+
+def _check_architecture(params: FfnTrainParams) -> None:
+    from pydantic import ValidationError
+
+    given = {k: v for k, v in params.overrides().items() if k in ("fov_zyx", "deltas_zyx")}
+    try:
+        Architecture(**given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = str(problem["loc"][0]).replace("zyx", "xyz")
+        raise UserError(f"ffn-train: params.{name}: {problem['msg']}", [(f"params.{name}", problem["msg"])]) from None
+
+
+def _check_voxel_sizes(session: Session) -> None:
+    """All volumes and the initial model must be of one voxel size; exchanging z needs cubes."""
+    size = session.cells.volume(session.regions[0].image).voxel_size_nm_xyz
+    for region in session.regions:
+        other = session.cells.volume(region.image).voxel_size_nm_xyz
+        if not same_voxel_size(size, other):
+            raise UserError(
+                f"ffn-train: the volumes differ in voxel size, {size} and {other} nm: {session.regions[0].image}, "
+                f"{region.image}; a network is for one voxel size"
+            )
+    model = session.initial_model
+    known = model.training.get("voxel_size_nm_xyz") if model and session.voxel_size_nm_xyz else None
+    if known is not None and not same_voxel_size(size, known):
+        raise UserError(
+            f"ffn-train: the initial model was trained on voxels of {tuple(known)} nm, these volumes have {size} nm; "
+            "choose another params.mip or model"
+        )
+    if session.params.augmentation.permute_axes == "xyz" and not same_voxel_size(size, (size[0],) * 3):
+        raise UserError(
+            f"ffn-train: params.augmentation.permute_axes: xyz needs cubic voxels, these have {size} nm; give xy",
+            [("params.augmentation.permute_axes", "xy or none for these voxels")],
+        )
+
+
+def _check_sizes(session: Session) -> None:
+    geometry = session.geometry
+    for region in session.regions:
+        image = session.cells.volume(region.image)
+        if image.dtype.kind not in "uif":
+            raise UserError(f"ffn-train: {image.uri} has type {image.dtype}, grey values were expected")
+        low, high = session.inner_box(region, geometry)
+        if (low >= high).any():
+            need = tuple(2 * m + 1 for m in session.margin_zyx(region, geometry))
+            what = "validation" if region.validation else "training"
+            raise UserError(
+                f"ffn-train: a {what} region of {region.shape_zyx} voxels (zyx) is too small for a patch of {need}: "
+                "give larger volumes, another validation_fraction or validation_axis, a smaller field of view or "
+                "fewer fov_moves"
+            )
