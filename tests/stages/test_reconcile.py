@@ -9,8 +9,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from happyneurons.errors import UserError
 from happyneurons.imaging.subvolumes import SubvolumeGrid
@@ -19,7 +17,6 @@ from happyneurons.jobs.spec import make_spec
 from happyneurons.metrics.contingency import Contingency
 from happyneurons.metrics.segmentation import connected_objects, coverage, scores, truth_table
 from happyneurons.stages import load_stage
-from happyneurons.stages.reconcile.components import components, local_ids, numbers, segment_keys
 from happyneurons.stages.reconcile.overlaps import OverlapRules, compare
 from happyneurons.store.artifacts import Artifact, Bounds, Manifest, artifact_uri, load_artifact, manifest_path
 from happyneurons.store.documents import Store
@@ -66,6 +63,18 @@ def reconcile(store: Store, uri: str, **params: Any) -> tuple[np.ndarray, Manife
     manifest = run_stage(store, "reconcile", inputs={"subvolumes": uri}, params={"num_mips": 0, **params})
     volume = open_volume(manifest.outputs["segmentation"].data_uri)
     return volume.read(volume.start_zyx, volume.stop_zyx), manifest
+
+
+def sizes(manifest: Manifest) -> np.ndarray:
+    """Voxels by id, as the table says; [0] is 0."""
+    data = Store(manifest.outputs["merges"].data_uri)
+    out = np.zeros(int(manifest.metrics["segments"]) + 1, np.int64)
+    for path in data.list("sizes"):
+        arrays = data.get_arrays(path)
+        first = int(arrays["first"][0])
+        assert (out[first : first + len(arrays["voxels"])] == 0).all()
+        out[first : first + len(arrays["voxels"])] = arrays["voxels"]
+    return out
 
 
 def same_partition(a: np.ndarray, b: np.ndarray) -> bool:
@@ -117,7 +126,7 @@ def test_missing_and_damaged_subvolumes_cost_only_what_nobody_else_saw(store: St
 
 def test_the_order_of_tasks_and_doing_them_twice_change_nothing(store: Store, truth: np.ndarray) -> None:
     """The rounds by hand, tasks in random order, some of them twice: every byte equals the plain run's."""
-    uri = publish_subvolumes(store, truth[:48, :80, :80], (48, 48, 32), (20, 20, 12))
+    uri = publish_subvolumes(store, truth[:40, :64, :90], (30, 40, 40), (16, 16, 0))
     manifest = run_stage(store, "reconcile", inputs={"subvolumes": uri}, params={"min_size_voxels": 50})
     stage = load_stage("reconcile")
     spec = make_spec(stage, inputs={"subvolumes": uri}, params={"min_size_voxels": 50})
@@ -140,7 +149,8 @@ def test_the_order_of_tasks_and_doing_them_twice_change_nothing(store: Store, tr
 
     assert manifest.job_key == spec.key
     assert files(other) == files(store)
-    assert len(files(store)) > 30
+    assert [r.name for r in stage().rounds(context)][2:6] == ["join_0", "join_1", "number_1", "number_0"]
+    assert {"join", "ids", "mapping", "sizes"} <= {path.split("/")[1] for path in files(store) if "merges" in path}
 
 
 def test_nothing_readable_is_refused(store: Store) -> None:
@@ -166,7 +176,7 @@ def test_size_filter_counts_the_whole_volume(store: Store) -> None:
     kept, manifest = reconcile(store, uri, min_overlap_voxels=8, min_size_voxels=2000)
     assert (kept == (labels == 1)).all()
     assert manifest.metrics["dropped_segments"] == 1
-    assert Store(manifest.outputs["merges"].data_uri).get_arrays("sizes.npz")["voxels"].tolist() == [2048]
+    assert sizes(manifest).tolist() == [0, 2048]
 
 
 def test_pyramid_shows_the_same_place_at_every_level(store: Store) -> None:
@@ -294,38 +304,3 @@ def test_segmentation_errors_stay_where_they_are(store: Store, truth: np.ndarray
     assert result.voi_split < 0.4
     assert manifest.metrics["rejected_pairs"] > 0
     assert manifest.metrics["doubted_segments"] > 0
-
-
-@given(
-    count=st.integers(0, 40),
-    raw=st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=60),
-    order=st.randoms(use_true_random=False),
-)
-@settings(max_examples=100, deadline=None)
-def test_components_do_not_depend_on_the_order_of_edges(count: int, raw: list[tuple[int, int]], order: Any) -> None:
-    edges = [e for e in raw if max(e) < count]
-    found = components(count, [np.array([e]) for e in edges])
-    parent = list(range(count))  # the plainest union-find there is
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            i = parent[i]
-        return i
-
-    for a, b in edges:
-        a, b = sorted((root(a), root(b)))
-        parent[b] = a
-    roots = [root(i) for i in range(count)]
-    names = {r: n + 1 for n, r in enumerate(dict.fromkeys(roots))}
-    assert found.tolist() == [names[r] for r in roots]
-    shuffled = [e if order.random() < 0.5 else e[::-1] for e in edges + edges]
-    order.shuffle(shuffled)
-    assert (components(count, [np.array(shuffled).reshape(-1, 2)]) == found).all()
-
-
-def test_keys_tell_boxes_and_ids() -> None:
-    keys = np.concatenate([segment_keys(0, np.array([3, 7])), segment_keys(2, np.array([1, 2**32 - 1]))])
-    assert local_ids(keys).tolist() == [3, 7, 1, 2**32 - 1]
-    assert numbers(keys, keys[::-1]).tolist() == [3, 2, 1, 0]
-    assert numbers(keys, segment_keys(1, np.array([1, 3]))).tolist() == [-1, -1]
-    assert numbers(keys[:0], keys[:1]).tolist() == [-1]
