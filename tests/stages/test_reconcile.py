@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from happyneurons.errors import UserError
 from happyneurons.imaging.subvolumes import SubvolumeGrid
 from happyneurons.jobs.journal import Entry, JournalWriter
-from happyneurons.jobs.spec import make_spec
+from happyneurons.jobs.spec import make_spec, save_spec
 from happyneurons.metrics.contingency import Contingency
 from happyneurons.metrics.segmentation import connected_objects, coverage, scores, truth_table
 from happyneurons.stages import load_stage
@@ -24,6 +25,8 @@ from happyneurons.store.pyramid import factors_xyz
 from happyneurons.store.volumes import open_volume
 from happyneurons.worker.context import JobContext
 from happyneurons.worker.local import run_stage
+
+from .attempts import run_and_die, run_with_ranks
 
 VOXEL_NM = (10.0, 10.0, 10.0)
 
@@ -153,6 +156,32 @@ def test_the_order_of_tasks_and_doing_them_twice_change_nothing(store: Store, tr
     assert {"join", "ids", "mapping", "sizes"} <= {path.split("/")[1] for path in files(store) if "merges" in path}
 
 
+@pytest.mark.slow
+def test_ranks_and_kills_change_nothing(store: Store, truth: np.ndarray, tmp_path: Path) -> None:
+    """2 and 8 ranks, and an attempt killed in each kind of round, one after the other: the same bytes."""
+    uri = publish_subvolumes(store, truth[:40, :64, :90], (30, 40, 40), (16, 16, 0))
+    data_of(store, uri).delete("0_0_14.npz")
+    params = {"min_size_voxels": 50}
+    spec = make_spec(load_stage("reconcile"), inputs={"subvolumes": uri}, params=params)
+    run_stage(store, "reconcile", inputs={"subvolumes": uri}, params=params)
+
+    def files(root: Store) -> dict[str, bytes]:
+        data = Store(root.url(f"artifacts/{spec.key}"))
+        return {path: data.get(path) for path in data.list("")}
+
+    for ranks in (2, 8):
+        other = Store(str(tmp_path / f"ranks-{ranks}"))
+        save_spec(other, spec)
+        run_with_ranks(other, spec, ranks)
+        assert files(other) == files(store)
+    killed = Store(str(tmp_path / "killed"))
+    save_spec(killed, spec)
+    for round_name, after in (("overlaps", 5), ("join_0", 1), ("number_0", 2), ("remap", 1)):
+        assert run_and_die(killed, spec, round_name, after) == -signal.SIGKILL
+    run_with_ranks(killed, spec, 1)
+    assert files(killed) == files(store)
+
+
 def test_nothing_readable_is_refused(store: Store) -> None:
     uri = publish_subvolumes(store, np.ones((8, 8, 20), np.uint32), (12, 8, 8), (4, 0, 0))
     data = data_of(store, uri)
@@ -246,6 +275,18 @@ class TestDecisions:
     def test_crumbs_raise_no_doubt(self) -> None:
         a = self.overlap((1, slice(0, 19), slice(0, 40)), (2, slice(19, 20), slice(0, 40)))
         assert len(compare(a, self.overlap((9, slice(0, 20), slice(0, 40))), self.rules).doubted_b) == 0
+
+    def test_what_one_box_split_is_joined_if_asked_for(self) -> None:
+        a = self.overlap(
+            (1, slice(0, 10), slice(0, 40)), (2, slice(10, 16), slice(0, 40)), (3, slice(16, 20), slice(0, 40))
+        )
+        b = self.overlap((9, slice(0, 17), slice(0, 40)))  # a quarter of 3
+        asked = OverlapRules(20, 0.6, 0.2, min_contained_voxels=1000)
+        assert compare(a, b, self.rules).edges.tolist() == []
+        found = compare(a, b, asked)
+        assert (found.edges.tolist(), found.whole.tolist()) == ([[1, 9], [2, 9]], [True, True])
+        assert compare(b, a, asked).edges.tolist() == [[9, 1], [9, 2]]
+        assert compare(a, b, OverlapRules(20, 0.6, 0.2, min_contained_voxels=5000)).edges.tolist() == [[1, 9]]
 
     def test_an_even_merger_joins_nothing(self) -> None:
         a = self.overlap((1, slice(0, 10), slice(0, 40)), (2, slice(10, 20), slice(0, 40)))

@@ -61,7 +61,9 @@ class Overlaps(Round):
         from happyneurons.stages.reconcile.overlaps import OverlapRules
 
         params: ReconcileParams = context.params
-        rules = OverlapRules(params.min_overlap_voxels, params.min_agreement, params.min_coverage)
+        rules = OverlapRules(
+            params.min_overlap_voxels, params.min_agreement, params.min_coverage, params.min_contained_voxels
+        )
         grid, source = _grid(context), context.input("subvolumes").store()
         z, y, x = task.payload["index_zyx"]
         box = grid[(z, y, x)]

@@ -31,6 +31,13 @@ class ReconcileParams(StageParams):
         le=1.0,
         description="Share of all voxels of a piece that must lie in the other piece; asked of both",
     )
+    min_contained_voxels: int = Field(
+        0,
+        ge=0,
+        description="Segments are also joined if one contains nine tenths of the other in the overlap and they share "
+        "so many voxels; 0: never. Repairs what one of two subvolumes split, spreads what one of them merged: for "
+        "segmentations in which mergers are rare. 1000 is a value to begin with",
+    )
     neighbours: Literal["faces", "all"] = Field(
         "faces",
         description="Which overlaps give evidence: those of subvolumes beside one another, or also those that share "
