@@ -30,7 +30,7 @@ class ConsensusParams(StageParams):
         "nothing too (as google/ffn does it); all: voxels that one of them left unlabelled become background",
     )
     connectivity: Literal[6, 26] = Field(
-        26, description="Voxels of a fragment touch by faces (6) or also by edges and corners (26)"
+        6, description="Voxels of a fragment touch by faces (6, as google/ffn has it) or also by edges and corners (26)"
     )
     min_size_voxels: int = Field(
         0, ge=0, description="Fragments with fewer voxels in the whole volume become background"
