@@ -1,6 +1,8 @@
 """Reconcile 27 overlapping subvolumes whose right answer is known.
 
 usage: PYTHONPATH=services python benchmarks/reconcile.py [--data ../shared/data] [--store FOLDER]
+       … --subvolumes 512 4096 [--ranks 2] [--splits 0.1] [--mergers 0.01]: many small ones instead,
+       see reconcile_many.py
 
 Each case is a volume of labels cut into 3 x 3 x 3 overlapping boxes; every box gets ids of its own,
 shuffled, one for each connected part, as a segmentation of the box alone would have them. The
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import reconcile_many
 
 from happyneurons.imaging.subvolumes import SubvolumeGrid
 from happyneurons.metrics.contingency import Contingency
@@ -123,7 +126,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared/data")
     parser.add_argument("--store", help="folder to work in; default: a temporary one")
+    parser.add_argument("--subvolumes", type=int, nargs="+", help="many small ones instead: 512, 4096, … (cubes)")
+    parser.add_argument("--ranks", type=int, default=2, help="with --subvolumes: MPI ranks that work")
+    parser.add_argument("--splits", type=float, default=0.1, help="with --subvolumes: share of segments cut in two")
+    parser.add_argument("--mergers", type=float, default=0.01, help="with --subvolumes: share of boxes with a merger")
     args = parser.parse_args()
+    if args.subvolumes:
+        errors = {"splits": args.splits, "mergers": args.mergers}
+        with tempfile.TemporaryDirectory() as folder:
+            for number in args.subvolumes:
+                reconcile_many.run(number, args.store or folder, ranks=args.ranks, **errors)
+        return
     with h5py.File(args.data / "fib25/labels_z000-128.h5") as file:
         labels = np.asarray(file["labels"][:])
     published = np.load(args.data / "fib25/google_ffn_published_segmentation.npz")["segmentation"].astype(np.uint32)

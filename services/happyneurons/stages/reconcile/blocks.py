@@ -1,12 +1,8 @@
-"""Reading subvolumes and putting blocks of the output together from them."""
+"""Reading subvolumes, which of them supplies a voxel, and putting blocks of the output together."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -14,39 +10,11 @@ from happyneurons.errors import NotFoundError, UserError
 from happyneurons.imaging.subvolumes import Subvolume, SubvolumeGrid
 from happyneurons.store.artifacts import Artifact
 from happyneurons.store.documents import Store
+from happyneurons.unions.output import CHUNK, Block, BlockGrid, LocalToGlobal
 
-CHUNK = 64
-"""Edge of the output's chunks, voxels."""
 _MAX_BLOCK = 512
 
 Triple = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Block:
-    """A box [start, stop) of the output, zyx, with faces on chunk borders or on the volume's faces."""
-
-    start_zyx: Triple
-    stop_zyx: Triple
-
-    @classmethod
-    def of(cls, payload: Mapping[str, Any]) -> Block:
-        """The block of a task's payload."""
-        (z0, y0, x0), (z1, y1, x1) = payload["start_zyx"], payload["stop_zyx"]
-        return cls((z0, y0, x0), (z1, y1, x1))
-
-    @property
-    def payload(self) -> dict[str, Any]:
-        return {"start_zyx": list(self.start_zyx), "stop_zyx": list(self.stop_zyx)}
-
-    @property
-    def name(self) -> str:
-        return "_".join(str(v) for v in self.start_zyx)
-
-    @property
-    def shape_zyx(self) -> Triple:
-        z, y, x = (b - a for a, b in zip(self.start_zyx, self.stop_zyx, strict=True))
-        return (z, y, x)
 
 
 def grid_of(artifact: Artifact) -> SubvolumeGrid:
@@ -57,22 +25,13 @@ def grid_of(artifact: Artifact) -> SubvolumeGrid:
     return SubvolumeGrid(artifact.bounds, size, overlap)
 
 
-def number_of(grid: SubvolumeGrid, box: Subvolume) -> int:
-    """Place of a box in the grid's order."""
-    _, ny, nx = grid.shape_zyx
-    z, y, x = box.index_zyx
-    return (z * ny + y) * nx + x
-
-
-def blocks(grid: SubvolumeGrid) -> Iterator[Block]:
+def blocks(grid: SubvolumeGrid) -> BlockGrid:
     """Blocks that cover the volume: about as large as a box's core, so that each needs few boxes."""
-    low, high = grid.bounds.minimum_xyz[::-1], grid.bounds.maximum_xyz[::-1]
-    ranges = []
-    for start, stop, size, overlap in zip(low, high, grid.size_xyz[::-1], grid.overlap_xyz[::-1], strict=True):
-        edge = min(_MAX_BLOCK, max(CHUNK, (size - overlap) // CHUNK * CHUNK))
-        ranges.append([(a, min(a + edge, stop)) for a in range(start, stop, edge)])
-    for z, y, x in product(*ranges):
-        yield Block((z[0], y[0], x[0]), (z[1], y[1], x[1]))
+    z, y, x = (
+        min(_MAX_BLOCK, max(CHUNK, (size - overlap) // CHUNK * CHUNK))
+        for size, overlap in zip(grid.size_xyz[::-1], grid.overlap_xyz[::-1], strict=True)
+    )
+    return BlockGrid(grid.bounds, (z, y, x))
 
 
 def read_box(store: Store, box: Subvolume) -> np.ndarray | None:
@@ -88,68 +47,75 @@ def read_box(store: Store, box: Subvolume) -> np.ndarray | None:
 
 def crop(array: np.ndarray, box: Subvolume, start_zyx: Triple, stop_zyx: Triple) -> np.ndarray:
     """View of the part of a box's array that lies at [start, stop) of the volume."""
-    return array[tuple(slice(a - o, b - o) for a, b, o in zip(start_zyx, stop_zyx, box.start_zyx, strict=True))]
+    return _part(array, box.start_zyx, start_zyx, stop_zyx)
 
 
-class Mapping64:
-    """From a box's local ids to global ids. Ids that it does not know become 0."""
+class Supply:
+    """Which box supplies each voxel of a box's core.
 
-    def __init__(self, local: np.ndarray, target: np.ndarray) -> None:
-        self._table = np.zeros(int(local[-1]) + 1 if len(local) else 1, np.uint64)
-        self._table[local] = target
-
-    @classmethod
-    def read(cls, store: Store, folder: str, box: Subvolume) -> Mapping64 | None:
-        try:
-            arrays = store.get_arrays(f"{folder}/{box.name}.npz")
-        except NotFoundError:
-            return None
-        return cls(arrays["local"], arrays["target"])
-
-    def __call__(self, ids: np.ndarray) -> np.ndarray:
-        return self._table[np.where(ids < len(self._table), ids, 0)]
-
-
-def assemble(
-    block: Block, grid: SubvolumeGrid, subvolumes: Store, work: Store, mapping: str, *, fill: bool
-) -> np.ndarray:
-    """(z, y, x) uint64 ids of a block of the output.
-
-    Every voxel takes the id that its owner gave it (the box whose core it lies in: there the
-    network saw most around it). Where the owner has none and `fill` is set, the first box in grid
-    order that has one decides; so a missing box is filled as far as its neighbours reach.
-    One box is held at a time.
+    Every voxel takes the segment of its owner (the box whose core it lies in: there the network saw
+    most around it). Where the owner has none and `fill` is set, the first box in grid order that has
+    one decides; so a missing box is filled as far as its neighbours reach. That a segment is dropped
+    later for its size changes nothing here: sizes are exactly the voxels of the output.
     """
+
+    def __init__(self, grid: SubvolumeGrid, owner: Subvolume, ids: np.ndarray | None, *, fill: bool) -> None:
+        """ids: (z, y, x) uint32 of the owner, None if it is missing."""
+        self.start_zyx, self.stop_zyx = grid.core(owner)
+        shape = tuple(b - a for a, b in zip(self.start_zyx, self.stop_zyx, strict=True))
+        self._free = np.full(shape, fill)
+        if fill and ids is not None:
+            self._free &= crop(ids, owner, self.start_zyx, self.stop_zyx) == 0
+
+    def wants(self, other: Subvolume) -> bool:
+        """Whether there are voxels left that another box may supply."""
+        start, stop = _meet(other.start_zyx, other.stop_zyx, self.start_zyx, self.stop_zyx)
+        return _is_box(start, stop) and bool(_part(self._free, self.start_zyx, start, stop).any())
+
+    def take(self, other: Subvolume, ids: np.ndarray) -> np.ndarray:
+        """Ids (n,) of the voxels that another box supplies. Boxes must come in grid order."""
+        start, stop = _meet(other.start_zyx, other.stop_zyx, self.start_zyx, self.stop_zyx)
+        if not _is_box(start, stop):
+            return ids[:0].ravel()
+        free, theirs = _part(self._free, self.start_zyx, start, stop), crop(ids, other, start, stop)
+        taken = free & (theirs > 0)
+        free &= ~taken
+        return theirs[taken]
+
+
+def assemble(block: Block, grid: SubvolumeGrid, subvolumes: Store, work: Store, *, fill: bool) -> np.ndarray:
+    """(z, y, x) uint64 ids of a block of the output, supplied as `Supply` says. One box is held at a time."""
     out = np.zeros(block.shape_zyx, np.uint64)
+    decided = np.zeros(block.shape_zyx, bool)
     candidates = grid.overlapping if fill else grid.owners
     for box in candidates(block.start_zyx, block.stop_zyx):
-        to_global = Mapping64.read(work, mapping, box)
+        to_global = LocalToGlobal.read(work, box.name)
         ids = None if to_global is None else read_box(subvolumes, box)
         if to_global is None or ids is None:
             continue
-        if fill:
-            start, stop = _meet(box.start_zyx, box.stop_zyx, block)
-            target = _part(out, block, start, stop)
-            np.copyto(target, to_global(crop(ids, box, start, stop)), where=target == 0)
-        start, stop = _meet(*grid.core(box), block)
-        if all(a < b for a, b in zip(start, stop, strict=True)):
-            target = _part(out, block, start, stop)
-            own = to_global(crop(ids, box, start, stop))
-            np.copyto(target, own, where=own > 0)
+        # Owners come in their turn and take their core from those before them.
+        for (low, high), owner in (((box.start_zyx, box.stop_zyx), False), (grid.core(box), True)):
+            start, stop = _meet(low, high, block.start_zyx, block.stop_zyx)
+            if not _is_box(start, stop) or not (owner or fill):
+                continue
+            theirs, done = crop(ids, box, start, stop), _part(decided, block.start_zyx, start, stop)
+            take = (theirs > 0) & (owner | ~done)
+            np.copyto(_part(out, block.start_zyx, start, stop), to_global(theirs), where=take)
+            done |= take
     return out
 
 
-def _meet(start_zyx: Triple, stop_zyx: Triple, block: Block) -> tuple[Triple, Triple]:
-    a = [max(p, q) for p, q in zip(start_zyx, block.start_zyx, strict=True)]
-    b = [min(p, q) for p, q in zip(stop_zyx, block.stop_zyx, strict=True)]
+def _meet(start_zyx: Triple, stop_zyx: Triple, low_zyx: Triple, high_zyx: Triple) -> tuple[Triple, Triple]:
+    """[start, stop) of what two boxes share; no box if they share nothing."""
+    a = [max(p, q) for p, q in zip(start_zyx, low_zyx, strict=True)]
+    b = [min(p, q) for p, q in zip(stop_zyx, high_zyx, strict=True)]
     return (a[0], a[1], a[2]), (b[0], b[1], b[2])
 
 
-def _part(out: np.ndarray, block: Block, start_zyx: Triple, stop_zyx: Triple) -> np.ndarray:
-    return out[tuple(slice(a - o, b - o) for a, b, o in zip(start_zyx, stop_zyx, block.start_zyx, strict=True))]
+def _is_box(start_zyx: Triple, stop_zyx: Triple) -> bool:
+    return all(a < b for a, b in zip(start_zyx, stop_zyx, strict=True))
 
 
-def counts(ids: np.ndarray) -> Mapping[str, np.ndarray]:
-    """Non-zero ids of an array and their voxel counts."""
-    unique, number = np.unique(ids, return_counts=True)
-    return {"ids": unique[unique > 0], "counts": number[unique > 0].astype(np.int64)}
+def _part(array: np.ndarray, origin_zyx: Triple, start_zyx: Triple, stop_zyx: Triple) -> np.ndarray:
+    """View of the part of an array, which starts at `origin`, that lies at [start, stop)."""
+    return array[tuple(slice(a - o, b - o) for a, b, o in zip(start_zyx, stop_zyx, origin_zyx, strict=True))]

@@ -10,16 +10,8 @@ from pydantic import Field
 from happyneurons.errors import UserError
 from happyneurons.jobs.stage import Context, InputSpec, Output, OutputSpec, Round, Stage, StageParams, StageResult
 from happyneurons.stages.reconcile.blocks import grid_of
-from happyneurons.stages.reconcile.rounds import (
-    MERGES,
-    SEGMENTATION,
-    Components,
-    Level,
-    Overlaps,
-    Remap,
-    Selection,
-    Sizes,
-)
+from happyneurons.stages.reconcile.rounds import MERGES, SEGMENTATION, Overlaps, Remap, Table, unions_of
+from happyneurons.unions.output import Level
 
 
 class ReconcileParams(StageParams):
@@ -39,6 +31,13 @@ class ReconcileParams(StageParams):
         le=1.0,
         description="Share of all voxels of a piece that must lie in the other piece; asked of both",
     )
+    min_contained_voxels: int = Field(
+        0,
+        ge=0,
+        description="Segments are also joined if one contains nine tenths of the other in the overlap and they share "
+        "so many voxels; 0: never. Repairs what one of two subvolumes split, spreads what one of them merged: for "
+        "segmentations in which mergers are rare. 1000 is a value to begin with",
+    )
     neighbours: Literal["faces", "all"] = Field(
         "faces",
         description="Which overlaps give evidence: those of subvolumes beside one another, or also those that share "
@@ -54,13 +53,15 @@ class ReconcileParams(StageParams):
 
 
 class Reconcile(Stage[ReconcileParams]):
-    name, version = "reconcile", "1"
+    name, version = "reconcile", "2"
     summary = "Joins overlapping subvolumes into one segmentation, the same in any order of tasks"
     Params = ReconcileParams
     inputs = {"subvolumes": InputSpec("subvolumes", "overlapping boxes with ids of their own, from segment")}
     outputs = {
         SEGMENTATION: OutputSpec("segmentation", "the whole volume, ids 1, 2, …; 0 is background"),
-        MERGES: OutputSpec("table", "figures by subvolume, and each subvolume's map from local to global ids"),
+        MERGES: OutputSpec(
+            "table", "figures by subvolume, each subvolume's map from local to global ids, sizes of segments"
+        ),
     }
 
     def check(self, context: Context[ReconcileParams]) -> None:
@@ -73,19 +74,14 @@ class Reconcile(Stage[ReconcileParams]):
                 )
 
     def rounds(self, context: Context[ReconcileParams]) -> Sequence[Round]:
-        return [
-            Overlaps(), Components(), Sizes(), Selection(), Remap(),
-            *(Level(level) for level in range(1, context.params.num_mips + 1)),
-        ]  # fmt: skip
+        levels = (Level(SEGMENTATION, level) for level in range(1, context.params.num_mips + 1))
+        return [Overlaps(), Table(), *unions_of(context).rounds(), Remap(), *levels]
 
     def finish(self, context: Context[ReconcileParams]) -> StageResult:
         source = context.input("subvolumes")
         grid = grid_of(source)
         boxes = dict(context.results(Overlaps.name))
-        joined = next((dict(data) for _, data in context.results(Components.name)), {})
-        selected = next((dict(data) for _, data in context.results(Selection.name)), {})
-        if not joined or not selected:
-            raise UserError("reconcile: the segments could not be joined; see the job's quarantined tasks")
+        joined = unions_of(context).figures(context)
         missing = len(grid) - sum(not data["missing"] for data in boxes.values())
         if missing == len(grid):
             raise UserError(f"reconcile: none of the {len(grid)} subvolumes of {source.uri} could be read")
@@ -96,17 +92,17 @@ class Reconcile(Stage[ReconcileParams]):
                     "segmentation",
                     voxel_size_nm_xyz=source.voxel_size_nm_xyz,
                     bounds=grid.bounds,
-                    properties={"segments": selected["segments"]},
+                    properties={"segments": joined["kept"]},
                 ),
                 MERGES: Output("table"),
             },
             metrics={
-                "segments": selected["segments"],
-                "dropped_segments": selected["dropped_segments"],
-                "subvolume_segments": joined["subvolume_segments"],
+                "segments": joined["kept"],
+                "dropped_segments": joined["dropped"],
+                "subvolume_segments": joined["segments"],
                 "merges": joined["merges"],
                 "rejected_pairs": sum(data["rejected"] for data in boxes.values()) + joined["doubtful_pairs"],
-                "doubted_segments": joined["doubted_segments"],
+                "doubted_segments": joined["doubted"],
                 "missing_subvolumes": missing,
                 "coverage": sum(data["labelled"] for _, data in context.results(Remap.name)) / (z * y * x),
             },
