@@ -79,7 +79,7 @@ def test_single_segments_equal_those_of_google_ffn(shared_data: Path, fib25_chec
 
 @pytest.mark.slow
 def test_exact_mode_on_our_kernels_gives_googles_segments(shared_data: Path, fib25_checkpoint: str) -> None:
-    """The 24 segments that took google/ffn at most 45 network calls each, voxel by voxel; benchmarks/ffn.py does all."""
+    """The 24 segments that took google/ffn at most 45 network calls each; benchmarks/ffn.py compares all."""
     image, segmentation, seeds = google_result(shared_data)
     model = load_model(f"ckpt://{fib25_checkpoint}")
     step = WinogradStep(model.architecture, model.weights, threads=2)
