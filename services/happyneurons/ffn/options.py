@@ -46,8 +46,8 @@ class InferenceOptions(BaseModel):
         0.02,
         ge=0,
         le=1,
-        description="Fast mode: once the search of an object is over, the network is run after all where it was left out "
-        "and the object borders on unseen voxels: on at least this fraction of a face of the field of view",
+        description="Fast mode: once the search of an object is over, the network is run after all where it was left "
+        "out and the object borders on unseen voxels: on at least this fraction of a face of the field of view",
     )
     fast_segment_threshold: float = Field(
         0.64,
