@@ -31,6 +31,13 @@ def backend_names() -> list[str]:
     return [AUTO, *sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]))]
 
 
+def known_backend(name: str) -> str:
+    """The name. Raises ValueError if there is no backend of that name; for parameters."""
+    if name not in backend_names():
+        raise ValueError(f"must be one of {', '.join(backend_names())}")
+    return name
+
+
 def choose(backend: str, architecture: Architecture) -> str:
     """The backend that `backend` stands for on this machine.
 

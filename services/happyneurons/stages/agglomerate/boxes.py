@@ -153,10 +153,9 @@ def step_of(context: Context[Any]) -> Step:
     """The network's step function, made once a process."""
 
     def make() -> Step:
-        from happyneurons.ffn.network import Predictor
+        from happyneurons.ffn.backends import make_step
 
-        model = model_of(context)
-        return Predictor(model.architecture, model.weights, threads=context.threads)
+        return make_step(context.params.backend, model_of(context), context.threads)
 
     step: Step = context.once("step", make)
     return step

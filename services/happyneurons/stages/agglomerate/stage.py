@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from happyneurons.errors import UserError
+from happyneurons.ffn.backends import AUTO, backend_names, choose, known_backend
 from happyneurons.ffn.options import InferenceOptions
 from happyneurons.jobs.stage import Context, InputSpec, Output, OutputSpec, Round, Stage, StageParams, StageResult
 from happyneurons.stages.agglomerate.judging import Rules
@@ -84,6 +85,15 @@ class AgglomerateParams(InferenceOptions, StageParams):
         description="Path or URI of a table (CSV or JSON) with columns segment_a, segment_b and review: accept or "
         "reject, which override the scores",
     )
+    skip_explored_fraction: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="As in `segment`, with a lower default: boxes are small, and the thresholds here were set with it",
+    )
+    backend: str = Field(
+        AUTO, description="What computes the network; see `segment`", json_schema_extra={"enum": list(backend_names())}
+    )
     num_mips: int = Field(
         3, ge=0, le=10, description="Levels of the pyramid, a factor of 2 each; fewer once all fits into a chunk"
     )
@@ -99,6 +109,11 @@ class AgglomerateParams(InferenceOptions, StageParams):
     image_stddev: float | None = Field(
         None, gt=0, description="Grey values that become 1; default: the model's own (33 for TensorFlow checkpoints)"
     )
+
+    @field_validator("backend")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return known_backend(value)
 
     @model_validator(mode="after")
     def _skips_only_what_cannot_be_joined(self) -> Self:
@@ -130,13 +145,14 @@ class AgglomerateParams(InferenceOptions, StageParams):
         )
 
     def scoring(self) -> dict[str, Any]:
-        """The parameters that scores depend on; the others only decide what is made of them."""
+        """The parameters that scores depend on; the others only decide what is made of them, or are another way to the
+        same scores."""
         return self.model_dump(mode="json", exclude=_DECIDING)
 
 
 _DECIDING = {
     "min_recovered", "min_iou", "max_deleted", "small_min_recovered", "min_piece_voxels", "large_voxels",
-    "large_min_score", "reviewed", "num_mips",
+    "large_min_score", "reviewed", "num_mips", "backend",
 }  # fmt: skip
 
 
@@ -172,6 +188,7 @@ class Agglomerate(Stage[AgglomerateParams]):
 
         Sources.of(context)
         check_scored(context)
+        choose(context.params.backend, model_of(context).architecture)
         radius_zyx(context, model_of(context).architecture)
         if context.params.reviewed:
             read_reviews(context.params.reviewed)

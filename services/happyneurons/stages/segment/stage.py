@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from happyneurons.errors import UserError
-from happyneurons.ffn.backends import backend_names, choose, make_step
+from happyneurons.ffn.backends import AUTO, backend_names, choose, known_backend, make_step
 from happyneurons.ffn.options import InferenceOptions
 from happyneurons.imaging.subvolumes import Subvolume, SubvolumeGrid
 from happyneurons.jobs.stage import (
@@ -69,7 +69,7 @@ class SegmentParams(InputParams, InferenceOptions, StageParams):
         "half a field of view of them are segmented too (google/ffn: false)",
     )
     backend: str = Field(
-        "auto",
+        AUTO,
         description="What computes the network; auto: TensorFlow where there is a GPU, else our own Winograd kernels "
         "if they were built with the package",
         json_schema_extra={"enum": list(backend_names())},
@@ -99,9 +99,7 @@ class SegmentParams(InputParams, InferenceOptions, StageParams):
     @field_validator("backend")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in backend_names():
-            raise ValueError(f"must be one of {', '.join(backend_names())}")
-        return value
+        return known_backend(value)
 
     def overrides(self) -> dict[str, Any]:
         """Fields of the network's architecture that are given here, in zyx order."""
