@@ -121,7 +121,7 @@ def test_bounds_and_requests_that_do_not_fit(store: Store, phantom: Phantom) -> 
         run_stage(store, "segment", inputs=inputs, params={"bounds_xyz": [[0, 0, 0], [81, 64, 32]]})
     with pytest.raises(UserError, match="smaller than the network's field of view"):
         run_stage(store, "segment", inputs=inputs, params={"bounds_xyz": [[0, 0, 0], [20, 64, 32]]})
-    with pytest.raises(UserError, match="must be one of tensorflow"):
+    with pytest.raises(UserError, match="must be one of auto, keras, tensorflow, winograd"):
         run_stage(store, "segment", inputs=inputs, params={"backend": "abacus"})
     params = {**DEMO, "bounds_xyz": [[20, 10, 4], [60, 50, 30]], "mirror_faces": False}
     manifest = run_stage(store, "segment", inputs=inputs, params=params)

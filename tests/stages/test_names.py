@@ -25,5 +25,5 @@ def test_nothing_set_is_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_name_that_is_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPN_STAGES", "montage,montages")
-    with pytest.raises(UserError, match="HPN_STAGES names montages; there are align"):
+    with pytest.raises(UserError, match="HPN_STAGES names montages; there are agglomerate, align"):
         stage_names()
