@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
-
-# A shell that starts something in the background lets it ignore Ctrl-C, and so all that it starts: tests would wait
-# in vain for what they interrupt.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before any library reads them: two test processes share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import signal
+
 import pytest
 
 from happyneurons.store.documents import Store
+
+# A shell that starts something in the background lets it ignore Ctrl-C, and so all that it starts: tests would wait
+# in vain for what they interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED_DATA = Path(__file__).resolve().parent.parent / "shared" / "data"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from happyneurons.errors import UserError
-from happyneurons.ffn.backends import AUTO, backend_names, choose, known_backend
-from happyneurons.ffn.options import InferenceOptions
+from happyneurons.ffn.backends import choose
+from happyneurons.ffn.params import NetworkParams
 from happyneurons.jobs.stage import Context, InputSpec, Output, OutputSpec, Round, Stage, StageParams, StageResult
 from happyneurons.stages.agglomerate.judging import Rules
 from happyneurons.stages.agglomerate.rounds import (
@@ -25,7 +25,7 @@ from happyneurons.stages.agglomerate.rounds import (
 from happyneurons.store.artifacts import Bounds
 
 
-class AgglomerateParams(InferenceOptions, StageParams):
+class AgglomerateParams(NetworkParams, StageParams):
     """The options of inference are those of `segment`; what they say of seeds and sizes has no effect here."""
 
     mip: int | None = Field(
@@ -91,48 +91,15 @@ class AgglomerateParams(InferenceOptions, StageParams):
         le=1,
         description="As in `segment`, with a lower default: boxes are small, and the thresholds here were set with it",
     )
-    backend: str = Field(
-        AUTO, description="What computes the network; see `segment`", json_schema_extra={"enum": list(backend_names())}
-    )
     num_mips: int = Field(
         3, ge=0, le=10, description="Levels of the pyramid, a factor of 2 each; fewer once all fits into a chunk"
     )
-    fov_xyz: tuple[int, int, int] | None = Field(
-        None, description="Field of view, voxels, odd; default: the model's own (33 for TensorFlow checkpoints)"
-    )
-    deltas_xyz: tuple[int, int, int] | None = Field(
-        None, description="Step of the field of view, voxels; default: the model's own (8 for TensorFlow checkpoints)"
-    )
-    image_mean: float | None = Field(
-        None, description="Grey value that becomes 0; default: the model's own (128 for TensorFlow checkpoints)"
-    )
-    image_stddev: float | None = Field(
-        None, gt=0, description="Grey values that become 1; default: the model's own (33 for TensorFlow checkpoints)"
-    )
-
-    @field_validator("backend")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        return known_backend(value)
 
     @model_validator(mode="after")
     def _skips_only_what_cannot_be_joined(self) -> Self:
         if self.skip_below > self.min_recovered:
             raise ValueError("skip_below must not be above min_recovered, or pairs that could be joined are left out")
         return self
-
-    def overrides(self) -> dict[str, Any]:
-        """Fields of the network's architecture that are given here, in zyx order."""
-        given = {
-            "fov_zyx": self.fov_xyz and self.fov_xyz[::-1],
-            "deltas_zyx": self.deltas_xyz and self.deltas_xyz[::-1],
-            "image_mean": self.image_mean,
-            "image_stddev": self.image_stddev,
-        }
-        return {name: value for name, value in given.items() if value is not None}
-
-    def inference_options(self) -> InferenceOptions:
-        return InferenceOptions(**{name: getattr(self, name) for name in InferenceOptions.model_fields})
 
     def rules(self) -> Rules:
         return Rules(

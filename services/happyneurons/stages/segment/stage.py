@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from happyneurons.errors import UserError
-from happyneurons.ffn.backends import AUTO, backend_names, choose, known_backend, make_step
-from happyneurons.ffn.options import InferenceOptions
+from happyneurons.ffn.backends import choose, make_step
+from happyneurons.ffn.params import NetworkParams
 from happyneurons.imaging.subvolumes import Subvolume, SubvolumeGrid
 from happyneurons.jobs.stage import (
     Context,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 OUTPUT = "subvolumes"
 
 
-class SegmentParams(InputParams, InferenceOptions, StageParams):
+class SegmentParams(InputParams, NetworkParams, StageParams):
     subvolume_size_xyz: tuple[int, int, int] = Field((256, 256, 256), description="Size of a subvolume, voxels")
     overlap_xyz: tuple[int, int, int] = Field(
         (48, 48, 48),
@@ -68,26 +68,8 @@ class SegmentParams(InputParams, InferenceOptions, StageParams):
         description="Continue the image by its mirror image beyond the volume's outer faces, so that objects within "
         "half a field of view of them are segmented too (google/ffn: false)",
     )
-    backend: str = Field(
-        AUTO,
-        description="What computes the network; auto: TensorFlow where there is a GPU, else our own Winograd kernels "
-        "if they were built with the package",
-        json_schema_extra={"enum": list(backend_names())},
-    )
     depth: int | None = Field(
         None, ge=2, le=32, description="Modules that the network must have, or it is refused; default: any number"
-    )
-    fov_xyz: tuple[int, int, int] | None = Field(
-        None, description="Field of view, voxels, odd; default: the model's own (33 for TensorFlow checkpoints)"
-    )
-    deltas_xyz: tuple[int, int, int] | None = Field(
-        None, description="Step of the field of view, voxels; default: the model's own (8 for TensorFlow checkpoints)"
-    )
-    image_mean: float | None = Field(
-        None, description="Grey value that becomes 0; default: the model's own (128 for TensorFlow checkpoints)"
-    )
-    image_stddev: float | None = Field(
-        None, gt=0, description="Grey values that become 1; default: the model's own (33 for TensorFlow checkpoints)"
     )
     checkpoint_s: float = Field(
         600.0,
@@ -95,24 +77,6 @@ class SegmentParams(InputParams, InferenceOptions, StageParams):
         description="Time between two saves of a half segmented subvolume, s, from which another attempt goes on; "
         "0: none",
     )
-
-    @field_validator("backend")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        return known_backend(value)
-
-    def overrides(self) -> dict[str, Any]:
-        """Fields of the network's architecture that are given here, in zyx order."""
-        given = {
-            "fov_zyx": self.fov_xyz and self.fov_xyz[::-1],
-            "deltas_zyx": self.deltas_xyz and self.deltas_xyz[::-1],
-            "image_mean": self.image_mean,
-            "image_stddev": self.image_stddev,
-        }
-        return {name: value for name, value in given.items() if value is not None}
-
-    def inference_options(self) -> InferenceOptions:
-        return InferenceOptions(**{name: getattr(self, name) for name in InferenceOptions.model_fields})
 
 
 @dataclass(frozen=True)
