@@ -9,7 +9,7 @@ import pytest
 
 from happyneurons.errors import JobFailedError, UserError
 from happyneurons.jobs.attempts import EndState, attempt_end, attempt_numbers, claim, request_cancel, settle, supersede
-from happyneurons.jobs.journal import read_journal
+from happyneurons.jobs.journal import Entry, JournalWriter, read_journal
 from happyneurons.orchestrator.driver import INFRASTRUCTURE_RETRIES
 from happyneurons.store.artifacts import load_artifact
 from happyneurons.store.documents import Store
@@ -143,12 +143,28 @@ def test_poison_task_is_quarantined_and_the_rest_done(store, control):
     assert manifest.provenance["tasks_quarantined"] == ["work/0002"]
 
 
-def test_retry_quarantined_tries_again(store, control):
+def test_a_full_disk_that_was_emptied_costs_nothing(store, control):
     params = {"tasks": 3, "control": str(control), "behaviour": {"1": "nospace"}}
     with pytest.raises(JobFailedError, match="no space left"):
         run_stage(store, "sandbox", params=params)
     (control / "space").touch()
     assert run_stage(store, "sandbox", params=params).metrics["sum"] == 5
+
+
+def test_what_was_made_without_a_quarantined_task_is_made_again_with_it(store, control, new_job):
+    """Both when the job failed before later rounds, and when these had been carried out without the task."""
+    for tasks, sum_is_there in ((3, False), (4, True)):
+        (control / "mended").unlink(missing_ok=True)
+        key = new_job(tasks=tasks, control=str(control), behaviour={"1": "broken"})
+        assert run_job_here(store, key) == 1
+        assert not read_journal(store, key, "sum"), "nothing is made without a task that is not allowed to fail"
+        if sum_is_there:  # as after a later round that failed for itself
+            writer = JournalWriter(store, key, 1)
+            writer.add("sum", Entry("sum", {"sum": 13}))
+            writer.flush()
+        (control / "mended").touch()
+        assert run_job_here(store, key, RunOptions(retry_quarantined=True)) == 0
+        assert settle(store, key).metrics["sum"] == sum(i * i for i in range(tasks))
 
 
 def test_full_disk_is_not_the_tasks_fault(store, control, new_job, start_attempt):

@@ -72,6 +72,12 @@ def read_journal(store: Store, job_key: str, round_name: str) -> dict[str, Entry
     return entries
 
 
+def forget_journal(store: Store, job_key: str, round_name: str) -> None:
+    """Have a round's tasks done again, all of them."""
+    for path in list(store.list(f"jobs/{job_key}/journal/{round_name}")):
+        store.delete(path)
+
+
 def finished_results(entries: Mapping[str, Entry]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """`(key, data)` of finished tasks in key order."""
     for key in sorted(entries):

@@ -29,7 +29,7 @@ from happyneurons.errors import (
     UserError,
 )
 from happyneurons.jobs.attempts import Attempt, EndState, claim, owner_id
-from happyneurons.jobs.journal import Entry, JournalWriter, read_journal
+from happyneurons.jobs.journal import Entry, JournalWriter, forget_journal, read_journal
 from happyneurons.jobs.spec import job_uri, load_spec, parse_job_uri
 from happyneurons.jobs.stage import Round, Task
 from happyneurons.store.documents import Store
@@ -173,8 +173,9 @@ class Coordinator:
             self.progress.enter_round(round_.name, index, len(rounds))
             self._run_round(index, round_)
             self.journal.flush()
-        if len(self.quarantined) > self.job.spec.allow_failed_tasks:
-            raise TasksFailedError(self._quarantine_report())
+            # Here, not after the last round: what follows would be made without the tasks that are missing.
+            if len(self.quarantined) > self.job.spec.allow_failed_tasks:
+                raise TasksFailedError(self._quarantine_report())
         result = stage.finish(context)
         missing = set(stage.outputs) ^ set(result.outputs)
         if missing:
@@ -190,8 +191,12 @@ class Coordinator:
     def _run_round(self, index: int, round_: Round) -> None:
         context = self.state.context
         journal = read_journal(self.store, self.attempt.key, round_.name)
-        if self.options.retry_quarantined:
+        if self.options.retry_quarantined and any(e.quarantined for e in journal.values()):
             journal = {k: e for k, e in journal.items() if not e.quarantined}
+            # Later rounds were carried out without these tasks if the job allowed it: they are done again. Forgotten
+            # first, so that an attempt that dies in between leaves nothing that looks finished.
+            for later in self.state.rounds[index + 1 :]:
+                forget_journal(self.store, self.attempt.key, later.name)
         round_.prepare(context)
         total = cost = 0.0
         for task in round_.plan(context):

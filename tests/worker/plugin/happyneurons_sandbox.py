@@ -3,6 +3,7 @@
 Task i writes `i.txt` and waits or misbehaves as `behaviour[str(i)]` says:
 "block"    until the file `release` exists in the folder `control` (so tests need no sleeps)
 "fail"     raises ValueError
+"broken"   raises ValueError until `control/mended` exists
 "user"     raises UserError
 "die"      kills its process with SIGKILL
 "die-once" kills its process unless `control/died-i` exists
@@ -56,6 +57,8 @@ class Work(Round):
             (control / f"started-{i}-{os.getpid()}").touch()
         if behaviour == "fail":
             raise ValueError(f"task {i} is poison")
+        if behaviour == "broken" and not (control / "mended").exists():
+            raise ValueError(f"task {i} is broken")
         if behaviour == "user":
             raise UserError("the input is wrong")
         if behaviour == "die" or (behaviour == "die-once" and not (control / f"died-{i}").exists()):
