@@ -4,6 +4,9 @@
 // headers of Python nor a rebuild for another version of it.
 #include "winograd.hpp"
 
+#if defined(__AVX2__)
+#include <cpuid.h>
+#endif
 #include <pthread.h>
 #include <sched.h>
 #include <time.h>
@@ -164,15 +167,20 @@ extern "C" {
 // Raised whenever a function below changes: a library left over from an older build is then not used.
 int hpn_ffn_abi() { return 1; }
 
-// Whether this machine can run what this library was compiled for.
+// Whether this machine can run what this library was compiled for: processor and operating system. Asked of the
+// processor itself, as not every compiler's __builtin_cpu_supports works in a shared library.
 int hpn_ffn_usable() {
 #if defined(__AVX2__)
-    __builtin_cpu_init();
-#endif
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_FMA) || !(c & bit_OSXSAVE)) return 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & bit_AVX2)) return 0;
+    unsigned saved, high;
+    __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));   // registers that the system keeps for each thread
 #if defined(__AVX512F__)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("fma");
-#elif defined(__AVX2__)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return (b & bit_AVX512F) && (saved & 0xe6) == 0xe6;
+#else
+    return (saved & 0x06) == 0x06;
+#endif
 #else
     return 1;
 #endif
