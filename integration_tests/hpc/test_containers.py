@@ -20,6 +20,7 @@ from tests.worker.waiting import wait_for
 from happyneurons.acquisition.phantom import make_phantom, write_phantom
 from happyneurons.acquisition.simulate import simulate_acquisition
 from happyneurons.client.client import Client
+from happyneurons.ffn.backends.winograd import usable_sets
 from happyneurons.jobs.spec import Resources, job_uri, make_spec, save_spec
 from happyneurons.rpc.client import call, connect
 from happyneurons.rpc.convert import job_spec_message
@@ -149,6 +150,13 @@ def test_libraries_of_a_family_load(images: Images, stage: str, module: str) -> 
     done = images.run(image, "-c", f"import {module}", options=["--entrypoint=/opt/hpn/bin/python"])
     assert done.returncode == 0, done.stderr
     assert described(images.run(image, "describe").stdout) == [stage]
+
+
+def test_kernels_of_networks_are_built_for_the_same_processors_as_here(images: Images, ingest_image: str) -> None:
+    """By another compiler: what they compute is compared by the demo, whose bytes are the same in images."""
+    code = "from happyneurons.ffn.backends.winograd import usable_sets; print(*usable_sets())"
+    done = images.run(images.image("segment"), "-c", code, options=["--entrypoint=/opt/hpn/bin/python"])
+    assert done.stdout.split() == list(usable_sets()), done.stderr
 
 
 @contextlib.contextmanager
