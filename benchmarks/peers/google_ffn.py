@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def run_google_ffn(
     """Segment `em[0:size]³`; writes `segmentation` (npz, array `segmentation`), returns seconds and CPU seconds."""
     with tempfile.TemporaryDirectory() as folder:
         copy, out = Path(folder) / "ffn", Path(folder) / "out"
-        shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git", "third_party", "results", "models"))
+        shutil.copytree(checkout, copy, ignore=_data_of(checkout))
         _compile_protos(copy / "ffn")
         runner = copy / "ffn" / "inference" / "runner.py"
         text = runner.read_text()
@@ -80,6 +81,11 @@ def run_google_ffn(
         figures: dict[str, Any] = json.loads((copy / "figures.json").read_text())
     figures = {name: round(value, 1) for name, value in figures.items()}
     return {**figures, "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)}
+
+
+def _data_of(checkout: Path) -> Callable[[str, list[str]], list[str]]:
+    """What of a checkout is not code: folders at its top (`models` is the name of a package further down, too)."""
+    return lambda folder, _: [".git", "third_party", "results", "models"] if Path(folder) == checkout else []
 
 
 def _compile_protos(package: Path) -> None:

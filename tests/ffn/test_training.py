@@ -18,10 +18,13 @@ from happyneurons.acquisition.phantom import make_phantom
 from happyneurons.errors import UserError
 from happyneurons.ffn.model import Model, load_model, save_model
 from happyneurons.ffn.training import TrainingOptions, average, best_row, learning_rate, saturated
+from happyneurons.jobs.spec import make_spec, save_spec
+from happyneurons.stages import load_stage
 from happyneurons.store.documents import Store
 from happyneurons.store.volumes import create_volume
 from happyneurons.worker.local import run_stage
 from happyneurons.worker.run import RunOptions
+from tests.stages.attempts import run_with_ranks
 
 SMALL: dict[str, Any] = {
     "depth": 2, "features": 4, "fov_xyz": [11, 11, 9], "deltas_xyz": [3, 3, 2], "fov_moves": 0, "steps": 30,
@@ -87,7 +90,9 @@ def outputs(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_two_shards_killed_in_the_middle_end_with_the_same_bytes(tmp_path: Path, pair: dict[str, list[str]]) -> None:
+def test_two_shards_killed_in_the_middle_or_on_two_ranks_end_with_the_same_bytes(
+    tmp_path: Path, pair: dict[str, list[str]]
+) -> None:
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     # The first shard of the second block is written but not in the journal, the second one is not begun.
     assert in_new_process([str(killed)], pair, SMALL, "step 20 of 30, shard 0") == -signal.SIGKILL
@@ -97,6 +102,11 @@ def test_two_shards_killed_in_the_middle_end_with_the_same_bytes(tmp_path: Path,
     assert "history.json" in left
     assert in_new_process([str(killed), str(undisturbed)], pair, SMALL) == 0
     assert outputs(killed) == outputs(undisturbed)
+    two_ranks = Store(str(tmp_path / "ranks"))
+    spec = make_spec(load_stage("ffn-train"), inputs=pair, params=SMALL)
+    save_spec(two_ranks, spec)
+    run_with_ranks(two_ranks, spec, 2)
+    assert outputs(tmp_path / "ranks") == outputs(undisturbed)
     found = {path.split("/", 3)[-1]: data for path, data in outputs(killed).items()}
     samples = [f"samples/{step:08d}.png" for step in (10, 20, 30)]
     assert sorted(found) == ["curves.png", "history.json", "model.json", *samples, "weights.npz"]

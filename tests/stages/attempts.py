@@ -13,6 +13,12 @@ from happyneurons.store.documents import Store
 from happyneurons.worker.launch import Launch, stage_command, stage_environment
 
 
+def files(store: Store, key: str) -> dict[str, bytes]:
+    """Bytes of all that a job left behind, by path."""
+    data = Store(store.url(f"artifacts/{key}"))
+    return {path: data.get(path) for path in data.list("")}
+
+
 def run_with_ranks(store: Store, spec: JobSpec, ranks: int) -> None:
     """One attempt by MPI, as an executor starts it. Raises CalledProcessError if it fails."""
     resources = Resources(ranks=ranks)

@@ -34,6 +34,8 @@ from happyneurons.worker.context import JobContext
 from happyneurons.worker.launch import Launch, stage_command
 from happyneurons.worker.local import run_stage
 
+from .attempts import files
+
 
 class TestContacts:
     def whole(self, labels: np.ndarray) -> Contacts:
@@ -514,11 +516,6 @@ def publish_mask(store: Store, data_uri: str) -> str:
         Store(store.url(f"artifacts/{key}/mask")).put(path, Store(data_uri).get(path))
     store.put_json(manifest_path(key), manifest.model_dump(mode="json"))
     return uri
-
-
-def files(store: Store, key: str) -> dict[str, bytes]:
-    data = Store(store.url(f"artifacts/{key}"))
-    return {path: data.get(path) for path in data.list("")}
 
 
 def test_the_order_of_tasks_and_doing_them_twice_change_nothing(

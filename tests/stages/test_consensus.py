@@ -25,7 +25,7 @@ from happyneurons.unions.joining import components
 from happyneurons.worker.context import JobContext
 from happyneurons.worker.local import run_stage
 
-from .attempts import run_and_die, run_with_ranks
+from .attempts import files, run_and_die, run_with_ranks
 
 SHAPE = (20, 70, 140)
 """1 x 2 x 3 blocks of 64; blocks that meet along all axes: `test_eight_blocks_give_what_one_gives`."""
@@ -74,11 +74,6 @@ def same_partition(a: np.ndarray, b: np.ndarray) -> bool:
 def read(manifest: Manifest) -> np.ndarray:
     volume = open_volume(manifest.outputs["segmentation"].data_uri)
     return volume.read(volume.start_zyx, volume.stop_zyx)
-
-
-def files(root: Store, key: str) -> dict[str, bytes]:
-    data = Store(root.url(f"artifacts/{key}"))
-    return {path: data.get(path) for path in data.list("")}
 
 
 @pytest.fixture

@@ -32,11 +32,11 @@ class ReconcileParams(StageParams):
         description="Share of all voxels of a piece that must lie in the other piece; asked of both",
     )
     min_contained_voxels: int = Field(
-        0,
+        2000,
         ge=0,
-        description="Segments are also joined if one contains nine tenths of the other in the overlap and they share "
-        "so many voxels; 0: never. Repairs what one of two subvolumes split, spreads what one of them merged: for "
-        "segmentations in which mergers are rare. 1000 is a value to begin with",
+        description="Segments that share so many voxels are also joined if only one of the two lies in the other, by "
+        "min_agreement and min_coverage; 0: never. Repairs what one of two subvolumes split, spreads what one of them "
+        "merged: higher, or 0, where mergers are common",
     )
     neighbours: Literal["faces", "all"] = Field(
         "faces",
@@ -53,7 +53,7 @@ class ReconcileParams(StageParams):
 
 
 class Reconcile(Stage[ReconcileParams]):
-    name, version = "reconcile", "2"
+    name, version = "reconcile", "3"
     summary = "Joins overlapping subvolumes into one segmentation, the same in any order of tasks"
     Params = ReconcileParams
     inputs = {"subvolumes": InputSpec("subvolumes", "overlapping boxes with ids of their own, from segment")}
