@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from happyneurons.errors import NotFoundError, UserError
 from happyneurons.ffn.architecture import Architecture, check_weights, infer_architecture
+from happyneurons.ffn.tensor_bundle import BundleError, TensorBundle
 from happyneurons.store.documents import Store
 
 FORMAT = "happyneurons-ffn"
@@ -84,18 +85,13 @@ def read_checkpoint(prefix: str) -> dict[str, np.ndarray]:
 
     Kernels have the layout (z, y, x, in, out), which is Keras's own.
     """
-    from happyneurons.ffn.network import tf
-
-    try:
-        reader = tf.train.load_checkpoint(prefix)
-    except (tf.errors.OpError, ValueError) as error:
-        raise UserError(
-            f"model ckpt://{prefix}: not a readable TensorFlow checkpoint ({str(error).splitlines()[0]})"
-        ) from None
     scope = "seed_update/"
-    names = [
-        n for n in reader.get_variable_to_shape_map() if n.startswith(scope) and n.endswith(("/weights", "/biases"))
-    ]
-    if not names:
+    try:
+        bundle = TensorBundle(prefix)
+        names = sorted(n for n in bundle.entries if n.startswith(scope) and n.endswith(("/weights", "/biases")))
+        weights = {name.removeprefix(scope): bundle[name] for name in names}
+    except (BundleError, OSError) as error:
+        raise UserError(f"model ckpt://{prefix}: not a readable TensorFlow checkpoint: {error}") from None
+    if not weights:
         raise UserError(f"model ckpt://{prefix}: no variables under {scope}; it is not a flood-filling network")
-    return {name.removeprefix(scope): np.asarray(reader.get_tensor(name)) for name in sorted(names)}
+    return weights
