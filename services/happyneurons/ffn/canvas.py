@@ -7,13 +7,15 @@ as logits; NaN in the object mask means "not yet seen for this object".
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from happyneurons.ffn.architecture import Architecture
-from happyneurons.ffn.movement import MovementQueue, Position
+from happyneurons.ffn.movement import MovementQueue, Position, positions, positions_array
 from happyneurons.ffn.options import InferenceOptions
 
 FloatArray = NDArray[np.float32]
@@ -35,6 +37,19 @@ class Step(Protocol):
     architecture: Architecture
 
     def __call__(self, image: np.ndarray, seed: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass
+class Flood:
+    """The search for one object. left_out: where fast mode did without the network, in order.
+
+    pending: where the network is being asked; nothing of the answer has been used yet.
+    """
+
+    seed: Position
+    queue: MovementQueue
+    left_out: deque[Position] = field(default_factory=deque)
+    pending: Position | None = None
 
 
 def logit(probability: float) -> float:
@@ -92,6 +107,7 @@ class Canvas:
         self._move = logit(options.move_threshold)
         self._mask: FloatArray = np.full(image.shape, np.nan, np.float32)
         self._low, self._high = np.zeros(3, np.int64), np.zeros(3, np.int64)  # centres visited for this object
+        self._flooding: Flood | None = None
 
     @property
     def half_fov(self) -> Position:
@@ -149,29 +165,67 @@ class Canvas:
     def _valid(self, position: Position) -> bool:
         return not self._mask[position] < self._move and self._free(position)
 
-    def _flood(self, seed: Position) -> None:
-        """Move the field of view over the object until nothing is left to visit."""
+    def flood_state(self) -> dict[str, np.ndarray]:
+        """The search under way, to go on with in another canvas by `resume_flood`; empty between two objects.
+
+        To be asked for between two objects, or while the network is called.
+        """
+        flood = self._flooding
+        if flood is None or flood.pending is None:
+            return {}
+        queued, visited = flood.queue.state()
+        return {
+            "flood_seed": positions_array([flood.seed]),
+            "flood_pending": positions_array([flood.pending]),
+            "flood_queued": queued,
+            "flood_visited": visited,
+            "flood_left_out": positions_array(flood.left_out),
+            "flood_centres": np.stack([self._low, self._high]),
+            "flood_mask": self._mask[self._touched()],
+        }
+
+    def resume_flood(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take up a search in a canvas that has no object at work; `segment` of its seed then goes on with it."""
+        (seed,), (pending,) = positions(state["flood_seed"]), positions(state["flood_pending"])
+        flood = self._begin(seed)
+        flood.queue.set_state(state["flood_queued"], state["flood_visited"])
+        flood.left_out.extend(positions(state["flood_left_out"]))
+        flood.pending = pending
+        self._low[:], self._high[:] = state["flood_centres"]
+        self._mask[self._touched()] = state["flood_mask"]
+
+    def _begin(self, seed: Position) -> Flood:
         self._mask[self._touched()] = np.nan
         self._mask[seed] = logit(self.options.init_activation)
         self._low[:] = self._high[:] = seed
-        queue = MovementQueue(seed, self._deltas, self._move)
-        left_out: deque[Position] = deque()
-        while (position := queue.pop(self._valid) or self._unfinished(left_out)) is not None:
+        self._flooding = Flood(seed, MovementQueue(seed, self._deltas, self._move))
+        return self._flooding
+
+    def _flood(self, seed: Position) -> None:
+        """Move the field of view over the object until nothing is left to visit."""
+        flood = self._flooding
+        if flood is None or flood.seed != seed:
+            flood = self._begin(seed)
+        queue = flood.queue
+        while (position := flood.pending or queue.pop(self._valid) or self._unfinished(flood.left_out)) is not None:
             if self._mask[seed] < self._move:
                 self.counters["seeds_lost"] += 1
-                return
+                break
             if self.excluded is not None and self.excluded[position]:
                 continue
             if queue.visited(position) or not self._explored(position):
+                flood.pending = position
                 logits = self._update(position)
+                flood.pending = None
             else:
                 self.counters["fov_skipped"] += 1
-                left_out.append(position)
+                flood.left_out.append(position)
                 old = self._mask[self._box(position)]
                 logits = np.where(np.isnan(old), self._pad, old)
             queue.expand(logits, position)
             np.minimum(self._low, position, out=self._low)
             np.maximum(self._high, position, out=self._high)
+        self._flooding = None
 
     def _explored(self, position: Position) -> bool:
         """Fast mode: whether so little is new around a position that the search may go on without the network."""
@@ -214,8 +268,8 @@ class Canvas:
         """Run the network at a position; the mask there as logits."""
         box = self._box(position)
         old = self._mask[box]
-        self.counters["fov_steps"] += 1
         logits = self._step(self.image[box], np.where(np.isnan(old), self._pad, old))
+        self.counters["fov_steps"] += 1
         threshold = self.options.disco_seed_threshold
         if threshold >= 0 and float(np.mean(logits >= self._move)) > threshold:
             # Errs on the side of splits: what was once rejected stays so (NaN compares as false).

@@ -1,8 +1,8 @@
 """The state of a half segmented subvolume, kept in the store, so that hours of work survive a kill.
 
-Between two seeds a canvas is its segmentation and its counters: the object mask belongs to one
-object and is cleared before the next. So a state is kept as it was after the last finished object;
-what is lost is the object at work and what came after the last save.
+Between two objects a canvas is its segmentation and its counters. Amid an object there is also its search: the
+object's mask, where to go next, and where it has been. Both are kept as of a call of the network; what is lost is
+what came after the last save.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import time
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +21,8 @@ from happyneurons.store.documents import Store
 
 
 class CanvasCheckpoint:
-    """One subvolume's document: `segmentation` (int32, with the marks of given up seeds), `next_seed`, `counters`.
+    """One subvolume's document: `segmentation` (int32, with the marks of given up seeds), `next_seed` (the first that
+    is not finished), `counters`, and `flood_…`, the search from that seed if there is one.
 
     store, path: where it lies. interval_s: time between two saves; infinite: only when stopping.
     stop: whether the work should be given up now; asked before each step of the network.
@@ -41,15 +41,13 @@ class CanvasCheckpoint:
         self._store, self._path, self._interval_s = store, path, interval_s
         self._stop, self._clock = stop, clock
         self._saved_at = clock()
-        self._saved_seed = 0
-        self._next_seed, self._counters = 0, Counter[str]()
+        self._next_seed = 0
 
     def restore(self, canvas: Canvas, seeds: int) -> int:
         """Bring a new canvas to where an earlier one was; returns how many of the seeds are done.
 
         What is not there, damaged or of another canvas is passed over: the work begins anew.
         """
-        self._counters = Counter(canvas.counters)
         try:
             arrays = self._store.get_arrays(self._path)
             segmentation, done = arrays["segmentation"], int(arrays["next_seed"])
@@ -58,42 +56,41 @@ class CanvasCheckpoint:
             return 0
         if segmentation.shape != canvas.segmentation.shape or int(arrays["seeds"]) != seeds:
             return 0
+        if "flood_seed" in arrays:
+            canvas.resume_flood(arrays)
         canvas.segmentation[...] = segmentation
         canvas.counters.clear()
         canvas.counters.update(counters)
-        self._counters = Counter(canvas.counters)
-        self._next_seed = self._saved_seed = done
+        self._next_seed = done
         return done
 
-    def passed(self, canvas: Canvas, next_seed: int, seeds: int) -> None:
-        """The canvas is done with all seeds before `next_seed`; saves if it is time to."""
-        self._next_seed, self._counters = next_seed, Counter(canvas.counters)
-        if self._clock() - self._saved_at >= self._interval_s:
-            self.save(canvas, seeds)
+    def passed(self, next_seed: int) -> None:
+        """The canvas is done with all seeds before `next_seed`."""
+        self._next_seed = next_seed
 
-    def save(self, canvas: Canvas, seeds: int) -> None:
-        """Write the state after the last finished object, unless it is there already."""
-        if self._next_seed > self._saved_seed:
-            self._store.put_arrays(
-                self._path,
-                segmentation=canvas.segmentation,
-                next_seed=np.array(self._next_seed),
-                seeds=np.array(seeds),
-                counters=np.frombuffer(json.dumps(dict(self._counters)).encode(), np.uint8),
-            )
-            self._saved_seed = self._next_seed
-        self._saved_at = self._clock()
+    def before_step(self, canvas: Canvas, seeds: int) -> None:
+        """The network is about to be called: saves if it is time to.
 
-    def raise_if_stopped(self, canvas: Canvas, seeds: int) -> None:
-        """Raise DrainedError, after saving, if the work should be given up.
-
-        Allowed in the middle of an object: the segmentation changes only at its end.
+        Raises DrainedError, after saving, if the work should be given up.
         """
         if self._stop():
             self.save(canvas, seeds)
             raise DrainedError(
                 f"stopped after {self._next_seed} of {seeds} seeds; the rest is done by the next attempt"
             )
+        if self._clock() - self._saved_at >= self._interval_s:
+            self.save(canvas, seeds)
+
+    def save(self, canvas: Canvas, seeds: int) -> None:
+        self._store.put_arrays(
+            self._path,
+            segmentation=canvas.segmentation,
+            next_seed=np.array(self._next_seed),
+            seeds=np.array(seeds),
+            counters=np.frombuffer(json.dumps(dict(canvas.counters)).encode(), np.uint8),
+            **canvas.flood_state(),
+        )
+        self._saved_at = self._clock()
 
     def remove(self) -> None:
         self._store.delete(self._path)

@@ -101,11 +101,11 @@ def _flood_all(canvas: Canvas, seeds: list[list[int]], step: Step, checkpoint: C
     if checkpoint is not None:
         done = checkpoint.restore(canvas, len(seeds))
         if isinstance(step, WatchedStep):
-            step.before = lambda: checkpoint.raise_if_stopped(canvas, len(seeds))
+            step.before = lambda: checkpoint.before_step(canvas, len(seeds))
     for i, (z, y, x) in enumerate(seeds[done:], done + 1):
         canvas.segment((z, y, x))
         if checkpoint is not None:
-            checkpoint.passed(canvas, i, len(seeds))
+            checkpoint.passed(i)
 
 
 def _peaks(

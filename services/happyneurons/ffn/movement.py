@@ -6,11 +6,20 @@ Method: FaceMaxMovementPolicy of google/ffn. All positions and sizes are (z, y, 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 Position = tuple[int, int, int]
+
+
+def positions_array(of: Iterable[Position]) -> np.ndarray:
+    """(n, 3) int64, zyx."""
+    return np.array(list(of), np.int64).reshape(-1, 3)
+
+
+def positions(array: np.ndarray) -> Iterator[Position]:
+    return ((z, y, x) for z, y, x in array.tolist())
 
 
 def face_maxima(logits: np.ndarray, deltas_zyx: Position, threshold: float) -> list[tuple[float, Position]]:
@@ -46,6 +55,14 @@ class MovementQueue:
         self._start, self._deltas, self._threshold = start, deltas_zyx, threshold
         self._queue: deque[Position] = deque([start])
         self._done: set[Position] = set()
+
+    def state(self) -> tuple[np.ndarray, np.ndarray]:
+        """(n, 3) int64 positions in the queue, in order, and (m, 3) int64 cells visited."""
+        return positions_array(self._queue), positions_array(sorted(self._done))
+
+    def set_state(self, queued: np.ndarray, visited: np.ndarray) -> None:
+        """Go on from where a queue of the same start was."""
+        self._queue, self._done = deque(positions(queued)), set(positions(visited))
 
     def _cell(self, position: Position) -> Position:
         z, y, x = ((p - s + d // 2) // max(d, 1) for p, s, d in zip(position, self._start, self._deltas, strict=True))

@@ -66,6 +66,8 @@ class RpcServer:
                 *MESSAGE_SIZE_OPTIONS,
                 ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_S * 1000 // 2),
+                # A server without processor time finds several pings at once, and would hang up on a good client.
+                ("grpc.http2.max_ping_strikes", 0),
             ],
         )
         for service in services:
