@@ -17,9 +17,10 @@ from happyneurons.ffn.checkpoint import CanvasCheckpoint
 from happyneurons.ffn.inference import NO_FACES, SubvolumeSegmentation, segment_subvolume
 from happyneurons.ffn.obstacles import Obstacles
 from happyneurons.ffn.options import InferenceOptions
+from happyneurons.imaging.layers import Layer
 from happyneurons.imaging.subvolumes import SubvolumeGrid
 from happyneurons.stages.segment import stage as segment_stage
-from happyneurons.stages.segment.masks import Layer, MaskRule
+from happyneurons.stages.segment.masks import MaskRule
 from happyneurons.store.artifacts import load_artifact
 from happyneurons.store.documents import Store
 from happyneurons.store.pyramid import add_levels

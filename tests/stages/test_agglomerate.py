@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from happyneurons.errors import UserError
 from happyneurons.ffn.architecture import Architecture, weight_shapes
 from happyneurons.ffn.model import Model, save_model
+from happyneurons.imaging.layers import Layer
 from happyneurons.jobs.journal import Entry, JournalWriter
 from happyneurons.jobs.spec import Resources, job_uri, make_spec, save_spec
 from happyneurons.stages import load_stage
-from happyneurons.stages.agglomerate.boxes import masked
 from happyneurons.stages.agglomerate.candidates import Segments, choose, count_segments
 from happyneurons.stages.agglomerate.contacts import Contacts, find_contacts, grow, halo
 from happyneurons.stages.agglomerate.joining import APART, LARGE, Joined, Pair, join
@@ -285,12 +285,13 @@ def put(store: Store, name: str, array: np.ndarray, layer: Any, **more: Any) -> 
 def test_masks_are_read_at_their_own_resolution(store: Store) -> None:
     mask = np.zeros((4, 5, 6), np.uint8)
     mask[1, 2, 3] = 1
-    volume = open_volume(put(store, "mask", mask, "image", voxel_size_nm_xyz=(16.0, 16.0, 8.0)))
-    found = masked(volume, (-1, 3, 5), (3, 7, 20), (8.0, 8.0, 8.0))
+    uri = put(store, "mask", mask, "image", voxel_size_nm_xyz=(16.0, 16.0, 8.0))
+    layer = Layer.open(uri, (8.0, 8.0, 8.0))
+    found = layer.read((-1, 3, 5), (3, 7, 20), lambda values: values != 0)
     expected = np.zeros((4, 4, 15), bool)
     expected[2, 1:3, 1:3] = True  # z = 1, y = 4 and 5, x = 6 and 7
     np.testing.assert_array_equal(found, expected)
-    assert not masked(volume, (90, 0, 0), (95, 4, 4), (8.0, 8.0, 8.0)).any()
+    assert not layer.read((90, 0, 0), (95, 4, 4), lambda values: values != 0).any()
 
 
 START = (3, -7, 11)

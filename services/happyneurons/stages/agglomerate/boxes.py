@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from happyneurons.errors import UserError
+from happyneurons.imaging.layers import Layer
 from happyneurons.jobs.stage import Context
 from happyneurons.store.artifacts import Artifact
 from happyneurons.store.volumes import PrecomputedVolume, Volume, open_volume
@@ -27,7 +28,7 @@ class Sources:
 
     image: Volume
     segmentation: Volume
-    mask: Volume | None
+    mask: Layer | None
 
     @classmethod
     def of(cls, context: Context[Any]) -> Sources:
@@ -37,7 +38,8 @@ class Sources:
             segmentation = open_volume(context.input("segmentation").data_uri)
             image = _image_level(context.input("image"), segmentation, context.params.mip)
             mask = context.optional_input("mask")
-            sources = cls(image, segmentation, None if mask is None else open_volume(mask.data_uri))
+            layer = None if mask is None else Layer.open(mask.data_uri, segmentation.voxel_size_nm_xyz)
+            sources = cls(image, segmentation, layer)
             sources._check(context)
             return sources
 
@@ -78,7 +80,7 @@ class Sources:
         if self.mask is not None:
             low = [a + m for a, (m, _) in zip(start, margins, strict=True)]
             high = [a + n for a, n in zip(low, ids.shape, strict=True)]
-            excluded |= masked(self.mask, low, high, self.segmentation.voxel_size_nm_xyz)
+            excluded |= self.mask.read(low, high, lambda values: values != 0)
         excluded = np.pad(excluded, margins, constant_values=True)
         return Box(image, np.pad(ids, margins), excluded if excluded.any() else None)
 
@@ -115,29 +117,6 @@ def _inside(volume: Volume, start: Sequence[int], stop: Sequence[int]) -> tuple[
     low, high = np.maximum(start, volume.start_zyx), np.minimum(stop, volume.stop_zyx)
     margins = [(int(a), int(b)) for a, b in zip(low - start, stop - high, strict=True)]
     return volume.read(low.tolist(), high.tolist()), margins
-
-
-def masked(
-    mask: Volume, start_zyx: Sequence[int], stop_zyx: Sequence[int], voxel_size_nm_xyz: Sequence[float]
-) -> np.ndarray:
-    """Where the mask is not 0, for voxels [start, stop) of the given size; nearest voxel.
-
-    Both volumes share the origin of physical space. Outside the mask's extent nothing is masked.
-    """
-    out = np.zeros(np.subtract(stop_zyx, start_zyx), bool)
-    known, index = [], []
-    for axis in range(3):
-        ratio = voxel_size_nm_xyz[2 - axis] / mask.voxel_size_nm_xyz[2 - axis]
-        place = np.floor((np.arange(start_zyx[axis], stop_zyx[axis]) + 0.5) * ratio).astype(np.int64)
-        inside = np.flatnonzero((place >= mask.start_zyx[axis]) & (place < mask.stop_zyx[axis]))
-        if len(inside) == 0:
-            return out
-        known.append(inside)
-        index.append(place[inside])
-    low = [int(i[0]) for i in index]
-    block = mask.read(low, [int(i[-1]) + 1 for i in index])
-    out[np.ix_(*known)] = block[np.ix_(*(i - a for i, a in zip(index, low, strict=True)))] != 0
-    return out
 
 
 def model_of(context: Context[Any]) -> Model:

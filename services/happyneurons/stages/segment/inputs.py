@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from happyneurons.errors import NotFoundError, UserError
+from happyneurons.imaging.layers import UNKNOWN_SIZE, Layer, Size, nm
 from happyneurons.imaging.subvolumes import Subvolume
 from happyneurons.jobs.stage import Context, InputSpec
-from happyneurons.stages.segment.masks import UNKNOWN_SIZE, Layer, MaskRule, Size, nm, outside
+from happyneurons.stages.segment.masks import MaskRule, outside
 from happyneurons.store.volumes import Volume
 
 if TYPE_CHECKING:

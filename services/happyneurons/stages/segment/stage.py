@@ -12,6 +12,7 @@ from pydantic import Field
 from happyneurons.errors import UserError
 from happyneurons.ffn.backends import choose, make_step
 from happyneurons.ffn.params import NetworkParams
+from happyneurons.imaging.layers import Size
 from happyneurons.imaging.subvolumes import Subvolume, SubvolumeGrid
 from happyneurons.jobs.stage import (
     Context,
@@ -34,7 +35,6 @@ from happyneurons.stages.segment.inputs import (
     read_obstacles,
     read_seeds,
 )
-from happyneurons.stages.segment.masks import Size
 from happyneurons.store.artifacts import Bounds
 from happyneurons.store.volumes import Volume, open_volume
 
