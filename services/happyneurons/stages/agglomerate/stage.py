@@ -38,7 +38,7 @@ class AgglomerateParams(NetworkParams, StageParams):
         20, ge=1, description="Faces of voxels on which two segments must touch to be asked about"
     )
     max_partners: int = Field(
-        4, ge=1, description="Pairs asked about for each segment: its largest contacts to segments larger than itself"
+        1, ge=1, description="Pairs asked about for each segment: its largest contacts to segments larger than itself"
     )
     min_segment_voxels: int = Field(100, ge=1, description="Smaller segments are left as they are")
     radius_xyz: tuple[int, int, int] | None = Field(
@@ -124,7 +124,7 @@ _DECIDING = {
 
 
 class Agglomerate(Stage[AgglomerateParams]):
-    name, version = "agglomerate", "1"
+    name, version = "agglomerate", "2"
     summary = "Joins segments of one neurite where the network, asked again, recovers both; with a table to review"
     Params = AgglomerateParams
     inputs = {
