@@ -1,6 +1,6 @@
 """A whole volume in overlapping subvolumes, joined: FIB-25 against its ground truth, and against one piece.
 
-usage: python benchmarks/ffn_subvolumes.py [--ranks 2] [--whole] [--agglomerate 2] [--store FOLDER] [--out report.json]
+usage: python benchmarks/ffn_subvolumes.py [--ranks 2] [--whole] [--agglomerate 1] [--no-fill] [--store FOLDER] …
 
 Segments ../shared/data/fib25/em.h5 (250³) with Google's published network in 27 subvolumes of 105³ that overlap by 32,
 in fast mode with what docs/segment.md advises for overlapping subvolumes; `reconcile` with its defaults;
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2, help="MPI ranks, a thread each")
     parser.add_argument("--size", type=int, default=105, help="edge of a subvolume, voxels")
     parser.add_argument("--overlap", type=int, default=32, help="overlap, voxels")
+    parser.add_argument("--no-fill", action="store_true", help="voxels only as their own subvolume labelled them")
     parser.add_argument("--agglomerate", type=int, default=0, help="partners asked about for each segment; 0: none")
     parser.add_argument("--whole", action="store_true", help="also in one piece (on one rank: a single task)")
     parser.add_argument("--store", help="folder to work in; default: a temporary one")
@@ -61,7 +62,7 @@ def main() -> None:
 
         box = {"subvolume_size_xyz": [options.size] * 3, "overlap_xyz": [options.overlap] * 3}
         subvolumes = run("segment", "segment", INPUTS, **FAST, **box)["subvolumes"]
-        joined = run("reconcile", "reconcile", {"subvolumes": subvolumes})["segmentation"]
+        joined = run("reconcile", "reconcile", {"subvolumes": subvolumes}, fill=not options.no_fill)["segmentation"]
         if options.agglomerate:
             run("agglomerate", "agglomerate", {**INPUTS, "segmentation": joined}, max_partners=options.agglomerate)
         if options.whole:
