@@ -1,0 +1,127 @@
+"""Montage and alignment of serial sections with known truth, scored by the benchmark's own scorer.
+
+usage: python benchmarks/serial_sections.py --data DIR [--out report.json]
+       python benchmarks/serial_sections.py --seed 7 [--sections 16] [--zstep 3] …
+
+DIR is what ../shared/bench/serial_sections/generate.py wrote (real FIB-SEM as tiles with jitter, lens and stage errors;
+sections with elastic deformation, a fold, dirt and a blank one); with --seed it is made first. Montage starts from the
+tiles, alignment from the benchmark's own sections, so that the errors of one are not those of the other.
+
+Report: `montage.seam_px` (same tissue in two tiles), `montage.global_px` (after one affine map for each section),
+`align.adjacent_px` (same tissue in neighbouring sections), `align.gap_px` (the neighbours of a dropped section), each
+{median, p95} in px of the generated images; `montage.cpu_s_per_section`, `align.cpu_s_per_section` (the whole stage:
+reading, matching, solving, rendering, writing); `align.scale` (singular values of the stack's affine map to the truth);
+`dropped_sections`. Real movement of tissue between sections counts as error in `adjacent_px` and `gap_px`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from align import align, publish_stack
+from montage import cpu_s, load, tile_set
+
+from happyneurons.imaging.transforms import AlignTransforms, MontageTransforms
+from happyneurons.store.artifacts import load_artifact
+from happyneurons.store.documents import Store
+from happyneurons.worker.local import run_stage
+
+BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench" / "serial_sections"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of a generated benchmark")
+    parser.add_argument("--seed", type=int, help="make a benchmark with this seed instead")
+    parser.add_argument("--sections", type=int, default=16, help="of a benchmark that is made")
+    parser.add_argument("--zstep", type=int, default=3, help="of a benchmark that is made: planes of 10 nm a section")
+    parser.add_argument("--parts", nargs="+", choices=("montage", "align"), default=["montage", "align"])
+    parser.add_argument("--montage-params", type=json.loads, default={}, help="JSON")
+    parser.add_argument("--align-params", type=json.loads, default={}, help="JSON")
+    parser.add_argument("--out", type=Path, help="write the report here, as JSON")
+    options = parser.parse_args()
+    if (options.data is None) == (options.seed is None):
+        parser.error("give --data or --seed")
+    with tempfile.TemporaryDirectory() as scratch:
+        data = options.data or _generate(Path(scratch) / "bench", options)
+        score = load(BENCH / "score.py")
+        truth = score.Truth(str(data))
+        report: dict[str, Any] = {"data": str(data), "sections": truth.n, "size_px": truth.W}
+        if "montage" in options.parts:
+            report["montage"] = _montage(score, truth, data, Store(f"{scratch}/montage"), options.montage_params)
+        if "align" in options.parts:
+            report["align"] = _align(score, truth, data, Store(f"{scratch}/align"), options.align_params)
+            report["dropped_sections"] = report["align"].pop("dropped_sections")
+    print(json.dumps(report, indent=1))
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _generate(folder: Path, options: argparse.Namespace) -> Path:
+    values = {"out": folder, "n": options.sections, "zstep": options.zstep, "seed": options.seed}
+    command = [sys.executable, str(BENCH / "generate.py"), *(str(p) for k, v in values.items() for p in (f"--{k}", v))]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def _montage(score: Any, truth: Any, data: Path, store: Store, params: dict[str, Any]) -> dict[str, Any]:
+    tiles = tile_set(data, store, "bench")
+    before = cpu_s()
+    manifest = run_stage(store, "montage", inputs={"tiles": tiles.uri}, params=params)
+    used = cpu_s() - before
+    transforms = MontageTransforms(load_artifact(manifest.outputs["stack"].uri))
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = score.eval_montage(truth, lambda z, t, xy: transforms.map(z, divmod(t, truth.G), np.asarray(xy)))
+    return {
+        "seam_px": _spread(found["seam"]),
+        "global_px": _spread(found["glob"]),
+        "cpu_s_per_section": round(used / truth.n, 3),
+        "failed_sections": found["failed_sections"],
+    }
+
+
+def _align(score: Any, truth: Any, data: Path, store: Store, params: dict[str, Any]) -> dict[str, Any]:
+    files = [data / f"sections/z{z:03d}.tif" for z in range(truth.n)]
+    stack = publish_stack(store, "a" * 40, [cv2.imread(str(f), cv2.IMREAD_GRAYSCALE) for f in files], (2.5, 2.5, 30.0))
+    aligned, _, used = align(store, stack, params)
+    transforms = AlignTransforms(aligned)
+    dropped = [z for z in range(truth.n) if transforms.map(z, np.zeros((1, 2))) is None]
+    found = _score_align(score, truth, transforms, range(truth.n))
+    gaps = [_score_align(score, truth, transforms, (z - 1, z + 1)) for z in dropped if 0 < z < truth.n - 1]
+    return {
+        "adjacent_px": _spread(found["adjacent"]),
+        "gap_px": {k: float(np.median([_spread(g["adjacent"])[k] for g in gaps])) for k in ("median", "p95")}
+        if gaps
+        else None,
+        "absolute_px": _spread(found["abs_affine"]),
+        "scale": found["out_scale_sv"],
+        "cpu_s_per_section": round(used / truth.n, 3),
+        "dropped_sections": dropped,
+    }
+
+
+def _score_align(score: Any, truth: Any, transforms: AlignTransforms, sections: Any) -> dict[str, Any]:
+    wanted = set(sections)
+    with contextlib.redirect_stdout(io.StringIO()):
+        found: dict[str, Any] = score.eval_align(truth, lambda z, xy: transforms.map(z, xy) if z in wanted else None)
+    return found
+
+
+def _spread(figures: dict[str, float]) -> dict[str, float]:
+    return {"median": figures["med"], "p95": figures["p95"]}
+
+
+if __name__ == "__main__":
+    main()
