@@ -297,7 +297,7 @@ def test_masks_are_read_at_their_own_resolution(store: Store) -> None:
 START = (3, -7, 11)
 PARAMS: dict[str, Any] = {
     "keep_connected": True, "small_voxels": 1000, "min_piece_voxels": 20, "min_contact_faces": 10,
-    "min_segment_voxels": 50, "radius_xyz": [10, 10, 10], "num_mips": 1,
+    "min_segment_voxels": 50, "radius_xyz": [10, 10, 10], "num_mips": 1, "max_partners": 4,
 }  # fmt: skip
 
 
