@@ -117,7 +117,7 @@ def transfer(store: Store, options: argparse.Namespace) -> dict[str, Any]:
     }
     params = {
         "steps": options.steps, "block_steps": options.block_steps, "batch_size": options.batch_size,
-        "learning_rate": options.learning_rate, "warmup_steps": 4, "fov_moves": 0,
+        "learning_rate": options.learning_rate, "warmup_steps": 4, "fov_moves": options.fov_moves,
         "validation_patches": options.validation_patches,
         "validation_fraction": 0.34, "validation_axis": "x", "augmentation": MILD,
     }  # fmt: skip
@@ -215,7 +215,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="transfer: steps")
     parser.add_argument("--block-steps", type=int, default=50, help="transfer: steps between judgements")
     parser.add_argument("--batch-size", type=int, default=4, help="transfer: fields of view in a step")
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="transfer: highest learning rate")
+    parser.add_argument("--learning-rate", type=float, default=1e-5, help="transfer: highest learning rate")
+    parser.add_argument(
+        "--fov-moves", type=int, default=1, help="transfer: moves of a patch; 0 takes a seventh of the time"
+    )
     parser.add_argument("--validation-patches", type=int, default=24, help="transfer: patches of a judgement")
     parser.add_argument("--test-patches", type=int, default=64, help="transfer: patches of the test half")
     parser.add_argument("--crop", type=int, default=96, help="transfer: edge of the crop that is segmented; 0: none")
