@@ -1,4 +1,4 @@
-"""Segment's inputs and saves: masks, initial segmentation, seeds, interruption, and what is refused before work."""
+"""Segment's inputs: masks, initial segmentation, seeds, and what is refused before work."""
 
 from __future__ import annotations
 
@@ -11,19 +11,16 @@ import numpy as np
 import pytest
 
 from happyneurons.acquisition.phantom import Phantom, make_phantom
-from happyneurons.errors import DrainedError, UserError
+from happyneurons.errors import UserError
 from happyneurons.ffn.canvas import Step
-from happyneurons.ffn.checkpoint import CanvasCheckpoint
-from happyneurons.ffn.inference import NO_FACES, SubvolumeSegmentation, segment_subvolume
+from happyneurons.ffn.inference import segment_subvolume
 from happyneurons.ffn.obstacles import Obstacles
 from happyneurons.ffn.options import InferenceOptions
-from happyneurons.imaging.layers import Layer
 from happyneurons.imaging.subvolumes import SubvolumeGrid
 from happyneurons.stages.segment import stage as segment_stage
 from happyneurons.stages.segment.masks import MaskRule
 from happyneurons.store.artifacts import load_artifact
 from happyneurons.store.documents import Store
-from happyneurons.store.pyramid import add_levels
 from happyneurons.store.volumes import create_volume
 from happyneurons.worker.local import run_stage
 
@@ -46,46 +43,7 @@ def put(store: Store, name: str, array: np.ndarray, layer: Any = "image", voxel_
     return uri
 
 
-# --- layers and rules -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("voxel_nm", "at"), [(8.0, 0), (16.0, 3), (32.0, 0), (12.0, 2), (4.0, 5)])
-def test_a_layer_is_read_where_its_voxels_lie(store: Store, voxel_nm: float, at: int) -> None:
-    values = np.random.default_rng(1).integers(1, 200, (9, 10, 11)).astype(np.uint8)
-    layer = Layer.open(put(store, "layer", values, voxel_nm=voxel_nm, at=at), (8.0, 8.0, 8.0))
-    start, stop = (1, 2, 3), (14, 21, 17)
-    found = layer.read(start, stop, lambda v: v)
-    expected = np.zeros_like(found)
-    for place in np.ndindex(expected.shape):
-        centre_nm = (np.array(place) + start + 0.5) * 8
-        own = np.floor(centre_nm / voxel_nm).astype(int) - at
-        if (own >= 0).all() and (own < values.shape).all():
-            expected[place] = values[tuple(own)]
-    np.testing.assert_array_equal(found, expected)
-    assert layer.cover(start, stop) == pytest.approx((expected > 0).mean())
-    tissue = layer.read(start, stop, MaskRule(invert=True))  # outside of its extent a volume counts as 0
-    np.testing.assert_array_equal(tissue, expected == 0)
-
-
-def test_a_layers_level_is_the_coarsest_that_is_no_coarser_than_the_image(store: Store) -> None:
-    uri = put(store, "pyramid", np.zeros((64, 64, 64), np.uint8), voxel_nm=4)
-    create_volume(
-        uri, start_zyx=(0, 0, 0), stop_zyx=(256, 256, 256), voxel_size_nm_xyz=(4, 4, 4), dtype="uint8",
-        layer_type="image",
-    )  # fmt: skip
-    add_levels(uri, 2)  # 4, 8, 16 nm
-    chosen = {nm: Layer.open(uri, (nm, nm, nm)).voxel_size_nm_xyz[0] for nm in (2.0, 4.0, 8.0, 10.0, 16.0, 100.0)}
-    assert chosen == {2.0: 4.0, 4.0: 4.0, 8.0: 8.0, 10.0: 8.0, 16.0: 16.0, 100.0: 16.0}
-
-
-def test_a_layer_that_does_not_tell_its_voxel_size_is_refused(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "mask.h5", "w") as file:
-        file["mask"] = np.ones((4, 4, 4), np.uint8)
-    uri = f"h5://{tmp_path}/mask.h5?mask"
-    with pytest.raises(UserError, match="does not tell its voxel size.*voxel_size_nm_xyz"):
-        Layer.open(uri, (8.0, 8.0, 8.0))
-    assert Layer.open(uri, (8.0, 8.0, 8.0), (16.0, 16.0, 16.0)).cover((0, 0, 0), (8, 8, 8)) == 1
-    assert Layer.open(uri, (1.0, 1.0, 1.0)).cover((0, 0, 0), (8, 4, 4)) == 0.5  # neither tells: voxel on voxel
+# --- rules ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint64])
@@ -144,20 +102,9 @@ def test_given_seeds_and_masks_for_seeds_only() -> None:
     assert not segment_subvolume(image, Neighbourhood(), OPTIONS, unseeded=unseeded).segmentation.any()
 
 
-# --- saves ----------------------------------------------------------------------------------------
+# --- through the stage ----------------------------------------------------------------------------
 
-
-class Failing(Neighbourhood):
-    """Raises at its n-th call."""
-
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self._at = at
-
-    def __call__(self, image: np.ndarray, seed: np.ndarray) -> np.ndarray:
-        if self.calls == self._at:
-            raise OSError(errno.EIO, "the node is gone")
-        return super().__call__(image, seed)
+DEMO = {"min_segment_size": 300, "seed_order": "depth", "skip_explored_fraction": 0.2, "keep_connected": True}
 
 
 class Lost(Neighbourhood):
@@ -174,93 +121,6 @@ class Lost(Neighbourhood):
                 del self.left[0]
                 raise OSError(errno.EIO, "the node is gone")
         return super().__call__(image, seed)
-
-
-def blocks_result(
-    step: Step, checkpoint: CanvasCheckpoint | None = None, options: InferenceOptions = OPTIONS
-) -> SubvolumeSegmentation:
-    given = np.zeros((24, 40, 64), np.uint32)
-    given[8:16, 26:31, 20:30] = 9
-    faces = ((True, True), NO_FACES[1], (False, True))
-    return segment_subvolume(
-        blocks_image(), step, options, mirrored=faces, obstacles=Obstacles.of(given), checkpoint=checkpoint
-    )  # fmt: skip
-
-
-def equal(a: SubvolumeSegmentation, b: SubvolumeSegmentation) -> bool:
-    return a.segmentation.tobytes() == b.segmentation.tobytes() and a.counters == b.counters
-
-
-@pytest.mark.parametrize("skip", [0.0, 0.3])
-def test_interrupted_anywhere_the_result_is_the_same_and_little_is_done_again(store: Store, skip: float) -> None:
-    options = OPTIONS.model_copy(update={"skip_explored_fraction": skip})
-    whole = Neighbourhood()
-    undisturbed = blocks_result(whole, options=options)
-    if skip:
-        assert undisturbed.counters["fov_revisited"] > 0
-    for at in range(1, whole.calls, whole.calls // 5):
-        path, first, again = f"checkpoints/{at}.npz", Failing(at), Neighbourhood()
-
-        def saves(path: str, step: Neighbourhood) -> CanvasCheckpoint:
-            return CanvasCheckpoint(store, path, 40, clock=lambda: step.calls)
-
-        with pytest.raises(OSError, match="node is gone"):
-            blocks_result(first, saves(path, first), options)
-        checkpoint = saves(path, again)
-        assert equal(blocks_result(again, checkpoint, options), undisturbed)
-        assert again.calls == whole.calls - at // 40 * 40  # all but what came after the last save
-        checkpoint.remove()
-        assert not store.exists(path)
-
-
-def test_asked_to_stop_again_and_again_within_one_object_it_goes_on_each_time(store: Store) -> None:
-    whole = Neighbourhood()
-    undisturbed = blocks_result(whole)
-    seeds, calls = set(), 0
-    for budget in (700, 30, 30, 30):
-        step = Neighbourhood()
-        stops = CanvasCheckpoint(
-            store, "c.npz", float("inf"), stop=lambda step=step, budget=budget: step.calls >= budget
-        )
-        with pytest.raises(DrainedError, match=r"stopped after \d+ of \d+ seeds"):
-            blocks_result(step, stops)
-        assert step.calls == budget
-        calls += budget
-        seeds.add(int(store.get_arrays("c.npz")["next_seed"]))
-    assert len(seeds) == 1, "the object is larger than 30 steps"
-    step = Neighbourhood()
-    assert equal(blocks_result(step, CanvasCheckpoint(store, "c.npz", float("inf"))), undisturbed)
-    assert step.calls == whole.calls - calls
-
-
-def test_saves_keep_their_interval(store: Store) -> None:
-    now = [0.0]
-    saves = []
-
-    class Watched(Store):
-        def put(self, path: str, data: bytes) -> None:
-            saves.append(now[0])
-            super().put(path, data)
-
-    class Slow(Neighbourhood):
-        def __call__(self, image: np.ndarray, seed: np.ndarray) -> np.ndarray:
-            now[0] += 1
-            return super().__call__(image, seed)
-
-    blocks_result(Slow(), CanvasCheckpoint(Watched(store.uri), "c.npz", 20, clock=lambda: now[0]))
-    assert len(saves) >= 2
-    assert min(np.diff([0.0, *saves])) >= 20
-
-
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 cut off", b"not an archive"])
-def test_a_damaged_save_costs_work_but_no_result(store: Store, damage: bytes) -> None:
-    store.put("c.npz", damage)
-    assert equal(blocks_result(Neighbourhood(), CanvasCheckpoint(store, "c.npz", 10)), blocks_result(Neighbourhood()))
-
-
-# --- through the stage ----------------------------------------------------------------------------
-
-DEMO = {"min_segment_size": 300, "seed_order": "depth", "skip_explored_fraction": 0.2, "keep_connected": True}
 
 
 @pytest.fixture(scope="module")

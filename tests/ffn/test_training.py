@@ -24,7 +24,7 @@ from happyneurons.store.documents import Store
 from happyneurons.store.volumes import create_volume
 from happyneurons.worker.local import run_stage
 from happyneurons.worker.run import RunOptions
-from tests.stages.attempts import run_with_ranks
+from tests.stages.attempts import files, run_with_ranks
 
 SMALL: dict[str, Any] = {
     "depth": 2, "features": 4, "fov_xyz": [11, 11, 9], "deltas_xyz": [3, 3, 2], "fov_moves": 0, "steps": 30,
@@ -83,31 +83,24 @@ def in_new_process(*arguments: Any) -> int:
     return subprocess.run([sys.executable, "-c", code, json.dumps(arguments)], check=False).returncode
 
 
-def outputs(folder: Path) -> dict[str, bytes]:
-    """Bytes of everything below artifacts/, the same job's in every store."""
-    store = Store(str(folder))
-    return {path: store.get(path) for path in store.list("artifacts")}
-
-
 @pytest.mark.slow
 def test_two_shards_killed_in_the_middle_or_on_two_ranks_end_with_the_same_bytes(
     tmp_path: Path, pair: dict[str, list[str]]
 ) -> None:
-    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    killed, undisturbed, two_ranks = (Store(str(tmp_path / name)) for name in ("killed", "undisturbed", "two_ranks"))
+    spec = make_spec(load_stage("ffn-train"), inputs=pair, params=SMALL)
     # The first shard of the second block is written but not in the journal, the second one is not begun.
-    assert in_new_process([str(killed)], pair, SMALL, "step 20 of 30, shard 0") == -signal.SIGKILL
-    left = [path.split("/", 3)[-1] for path in outputs(killed)]
+    assert in_new_process([killed.uri], pair, SMALL, "step 20 of 30, shard 0") == -signal.SIGKILL
+    left = [path.split("/", 1)[-1] for path in files(killed, spec.key)]
     assert "checkpoints/00000010/mean.npz" in left
     assert "checkpoints/00000020/shard-0001.npz" not in left
     assert "history.json" in left
-    assert in_new_process([str(killed), str(undisturbed)], pair, SMALL) == 0
-    assert outputs(killed) == outputs(undisturbed)
-    two_ranks = Store(str(tmp_path / "ranks"))
-    spec = make_spec(load_stage("ffn-train"), inputs=pair, params=SMALL)
+    assert in_new_process([killed.uri, undisturbed.uri], pair, SMALL) == 0
+    assert files(killed, spec.key) == files(undisturbed, spec.key)
     save_spec(two_ranks, spec)
     run_with_ranks(two_ranks, spec, 2)
-    assert outputs(tmp_path / "ranks") == outputs(undisturbed)
-    found = {path.split("/", 3)[-1]: data for path, data in outputs(killed).items()}
+    assert files(two_ranks, spec.key) == files(undisturbed, spec.key)
+    found = {path.split("/", 1)[-1]: data for path, data in files(killed, spec.key).items()}
     samples = [f"samples/{step:08d}.png" for step in (10, 20, 30)]
     assert sorted(found) == ["curves.png", "history.json", "model.json", *samples, "weights.npz"]
     history = json.loads(found["history.json"])

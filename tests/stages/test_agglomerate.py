@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from happyneurons.ffn.architecture import Architecture, weight_shapes
 from happyneurons.ffn.model import Model, save_model
 from happyneurons.imaging.layers import Layer
 from happyneurons.jobs.journal import Entry, JournalWriter
-from happyneurons.jobs.spec import Resources, job_uri, make_spec, save_spec
+from happyneurons.jobs.spec import make_spec, save_spec
 from happyneurons.stages import load_stage
 from happyneurons.stages.agglomerate.candidates import Segments, choose, count_segments
 from happyneurons.stages.agglomerate.contacts import Contacts, find_contacts, grow, halo
@@ -31,10 +30,9 @@ from happyneurons.store.artifacts import Artifact, Manifest, artifact_uri, manif
 from happyneurons.store.documents import Store
 from happyneurons.store.volumes import create_volume, open_volume
 from happyneurons.worker.context import JobContext
-from happyneurons.worker.launch import Launch, stage_command
 from happyneurons.worker.local import run_stage
 
-from .attempts import files
+from .attempts import files, run_with_ranks
 
 
 class TestContacts:
@@ -547,6 +545,5 @@ def test_two_ranks_leave_the_same_bytes(case: tuple[Store, dict[str, str]], resu
     spec = make_spec(load_stage("agglomerate"), inputs=case[1], params={**PARAMS, "backend": "tensorflow"})
     other = Store(str(tmp_path / "other"))
     save_spec(other, spec)
-    launch = Launch(job_uri(other, spec.key), Resources(ranks=2), False)
-    assert subprocess.run(stage_command(launch), timeout=600, check=False).returncode == 0
+    run_with_ranks(other, spec, 2)
     assert files(other, spec.key) == files(case[0], result.job_key)
