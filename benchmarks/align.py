@@ -16,13 +16,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import io
 import json
 import os
-import resource
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from itertools import pairwise
@@ -34,6 +30,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import cv2
 import numpy as np
+from montage import BENCH, cpu_s, generated, load
 
 from happyneurons.acquisition.phantom import make_phantom, write_phantom
 from happyneurons.acquisition.simulate import simulate_acquisition
@@ -82,9 +79,9 @@ def publish_stack(
 
 def align(store: Store, stack: str, params: dict[str, Any]) -> tuple[Artifact, dict[str, float], float]:
     """Aligned stack, metrics, CPU seconds."""
-    before = _cpu_s()
+    before = cpu_s()
     manifest = run_stage(store, "align", inputs={"stack": stack}, params=params)
-    return load_artifact(manifest.outputs["stack"].uri), manifest.metrics, _cpu_s() - before
+    return load_artifact(manifest.outputs["stack"].uri), manifest.metrics, cpu_s() - before
 
 
 def simulated(image_uri: str, folder: Path, sections: int, seed: int, params: dict[str, Any]) -> dict[str, Any]:
@@ -136,12 +133,8 @@ def compare(to_aligned: Map, canonical: np.ndarray, sections: int) -> dict[str, 
 
 def serial_sections(folder: Path, sections: int, seed: int, params: dict[str, Any]) -> dict[str, Any]:
     """Align the benchmark of serial sections and score it with its own scorer."""
-    bench = folder / f"serial_{sections}_{seed}"
-    if not (bench / "truth.npz").exists():
-        script = SHARED / "bench/serial_sections/generate.py"
-        command = [sys.executable, str(script), "--out", str(bench), "--n", str(sections), "--seed", str(seed)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    score = _load(SHARED / "bench/serial_sections/score.py")
+    bench = generated(folder / f"serial_{sections}_{seed}", seed, sections)
+    score = load(BENCH / "score.py")
     truth = score.Truth(str(bench))
     pictures = [cv2.imread(str(bench / f"sections/z{z:03d}.tif"), cv2.IMREAD_GRAYSCALE) for z in range(sections)]
     with tempfile.TemporaryDirectory() as scratch:
@@ -163,20 +156,6 @@ def serial_sections(folder: Path, sections: int, seed: int, params: dict[str, An
 
 def _spread(values: np.ndarray) -> list[float]:
     return [round(float(np.median(values)), 3), round(float(np.percentile(values, 95)), 3)]
-
-
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _load(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def main() -> None:

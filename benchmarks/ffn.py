@@ -59,7 +59,6 @@ def main() -> None:
         for side in arguments.sides:
             segmentation = Path(folder) / f"{side}.npz"
             if side == "peer" and arguments.google_ffn:
-                sys.path.insert(0, str(Path(__file__).parent))
                 from peers.google_ffn import run_google_ffn
 
                 report["peer_is"] = "google/ffn"
@@ -141,18 +140,20 @@ def _judge(segmentation: Path, size: int) -> dict[str, Any]:
     """Scores by score.py, and the difference from what google/ffn's code gave (whole crop only)."""
     import numpy as np
 
-    def scores(inner: int) -> dict[str, Any]:
-        command = [sys.executable, str(SCORE), str(segmentation), "--inner", str(inner)]
-        found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-        return {k: v for k, v in found.items() if k != "seg"}
-
-    figures: dict[str, Any] = {"scores": {"whole": scores(0), "inner": scores(16)}}
+    figures: dict[str, Any] = {"scores": {"whole": score(segmentation), "inner": score(segmentation, 16)}}
     figures["coverage"] = figures["scores"]["whole"]["coverage"]
     if size == 128:
         with np.load(segmentation) as found, np.load(GOOGLE_RESULT) as google:
             theirs = np.where(google["segmentation"] > 0, google["segmentation"], 0)
             figures["voxels_differing"] = int((found["segmentation"] != theirs).sum())
     return figures
+
+
+def score(segmentation: Path, inner: int = 0) -> dict[str, Any]:
+    """What score.py finds in `segmentation` (npz), without `inner` voxels at each face."""
+    command = [sys.executable, str(SCORE), str(segmentation), "--inner", str(inner)]
+    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return {k: v for k, v in found.items() if k != "seg"}
 
 
 def _compare(report: dict[str, Any]) -> None:

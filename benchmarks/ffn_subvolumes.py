@@ -24,16 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ffn import CHECKPOINT, EM, score
 
 from happyneurons.store.artifacts import load_artifact
 from happyneurons.store.volumes import open_volume
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 TRUTH_Z = 128
-INPUTS = {
-    "image": f"h5://{SHARED}/data/fib25/em.h5?em",
-    "model": f"ckpt://{SHARED}/models/fib25/model.ckpt-27465036",
-}
+INPUTS = {"image": f"h5://{EM}?em", "model": f"ckpt://{CHECKPOINT}"}
 FAST = {"fast_segment_threshold": 0.75, "revisit_open_fraction": 0.2}
 
 
@@ -94,9 +91,7 @@ def _score(uri: str) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".npz") as file:
         np.savez(file, segmentation=volume.read((0, 0, 0), (TRUTH_Z, *volume.stop_zyx[1:])).astype(np.uint32))
         file.flush()
-        command = [sys.executable, str(SHARED / "bench" / "ffn" / "score.py"), file.name]
-        found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    return {k: v for k, v in found.items() if k != "seg"}
+        return score(Path(file.name))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,16 @@ from happyneurons.store.documents import Store
 from happyneurons.worker.local import run_stage
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+BENCH = SHARED / "bench/serial_sections"
+
+
+def generated(folder: Path, seed: int, sections: int, zstep: int = 3) -> Path:
+    """The benchmark in that folder, made unless it is there. zstep: planes of 10 nm a section."""
+    if not (folder / "truth.npz").exists():
+        values = {"out": folder, "n": sections, "zstep": zstep, "seed": seed}
+        command = [sys.executable, str(BENCH / "generate.py"), *(f"--{name}={value}" for name, value in values.items())]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return folder
 
 
 def tile_set(bench: Path, store: Store, name: str) -> Artifact:
@@ -88,13 +98,9 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="stage parameter, JSON value")
     arguments = parser.parse_args()
     params = {k: json.loads(v) for k, v in (item.split("=", 1) for item in arguments.set)}
-    score = load(SHARED / "bench/serial_sections/score.py")
+    score = load(BENCH / "score.py")
     for seed in arguments.seeds:
-        bench = arguments.bench / f"s{seed}"
-        if not (bench / "truth.npz").exists():
-            script = SHARED / "bench/serial_sections/generate.py"
-            made = [sys.executable, script, "--out", bench, "--n", str(arguments.sections), "--seed", str(seed)]
-            subprocess.run([str(m) for m in made], check=True, stdout=subprocess.DEVNULL)
+        bench = generated(arguments.bench / f"s{seed}", seed, arguments.sections)
         with tempfile.TemporaryDirectory() as folder:
             store = Store(folder)
             tiles = tile_set(bench, store, f"bench{seed}")

@@ -20,25 +20,19 @@ import argparse
 import contextlib
 import io
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent))
 from align import align, publish_stack
-from montage import cpu_s, load, tile_set
+from montage import BENCH, cpu_s, generated, load, tile_set
 
 from happyneurons.imaging.transforms import AlignTransforms, MontageTransforms
 from happyneurons.store.artifacts import load_artifact
 from happyneurons.store.documents import Store
 from happyneurons.worker.local import run_stage
-
-BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench" / "serial_sections"
 
 
 def main() -> None:
@@ -55,7 +49,7 @@ def main() -> None:
     if (options.data is None) == (options.seed is None):
         parser.error("give --data or --seed")
     with tempfile.TemporaryDirectory() as scratch:
-        data = options.data or _generate(Path(scratch) / "bench", options)
+        data = options.data or generated(Path(scratch) / "bench", options.seed, options.sections, options.zstep)
         score = load(BENCH / "score.py")
         truth = score.Truth(str(data))
         report: dict[str, Any] = {"data": str(data), "sections": truth.n, "size_px": truth.W}
@@ -67,13 +61,6 @@ def main() -> None:
     print(json.dumps(report, indent=1))
     if options.out:
         options.out.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def _generate(folder: Path, options: argparse.Namespace) -> Path:
-    values = {"out": folder, "n": options.sections, "zstep": options.zstep, "seed": options.seed}
-    command = [sys.executable, str(BENCH / "generate.py"), *(str(p) for k, v in values.items() for p in (f"--{k}", v))]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return folder
 
 
 def _montage(score: Any, truth: Any, data: Path, store: Store, params: dict[str, Any]) -> dict[str, Any]:
