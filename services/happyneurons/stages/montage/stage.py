@@ -24,6 +24,7 @@ from happyneurons.stages.montage.params import MontageParams
 from happyneurons.store.artifacts import Bounds
 
 if TYPE_CHECKING:
+    from happyneurons.stages.montage.lens import Lens
     from happyneurons.stages.montage.tiles import Section
     from happyneurons.store.volumes import PrecomputedVolume
 
@@ -110,6 +111,56 @@ def _nominal_box(document: Mapping[str, Any]) -> tuple[float, float, float, floa
     )  # fmt: skip
 
 
+def _matches_path(z: int) -> str:
+    return f"lens/{z:06d}.npz"
+
+
+class SeeLens(Round):
+    """Some sections, spread over the stack, are matched first: together they tell the lens (see `lens`)."""
+
+    name = "lens"
+
+    def plan(self, context: Context[Any]) -> Iterator[Task]:
+        numbers, most = section_numbers(context), context.params.lens_sections
+        count = min(len(numbers), most)
+        for i in range(count):
+            z = numbers[i * len(numbers) // count]
+            yield Task(key=f"{z:06d}", payload={"z": z})
+
+    def run(self, task: Task, context: Context[Any]) -> TaskResult:
+        import cv2
+
+        from happyneurons.stages.montage import section as work
+        from happyneurons.stages.montage.match import matches_to_arrays
+        from happyneurons.stages.montage.tiles import TileReader, parse_section
+
+        cv2.setNumThreads(context.threads)
+        z: int = task.payload["z"]
+        params: MontageParams = context.params
+        section = parse_section(section_document(context, z))
+        if section.status in _NO_PICTURE or not section.tiles:
+            return TaskResult(data={})
+        reader = TileReader(params.grey_range, params.tile_cache_mb * 1_000_000)
+        seen, found = work.see_lens(section, params, reader)
+        if seen is None:
+            return TaskResult(data={})
+        # The section is drawn in another round, maybe by another rank, which need not match it again.
+        context.output_store("stack").put_arrays(_matches_path(z), **matches_to_arrays(found))
+        return TaskResult(data=seen.data())
+
+
+def found_lens(context: Context[Any]) -> Lens | None:
+    """After the round `lens`."""
+
+    def solve() -> Lens | None:
+        from happyneurons.stages.montage.lens import solve_lens
+
+        return solve_lens(data for _, data in context.results(SeeLens.name) if data)
+
+    lens: Lens | None = context.once("lens", solve)
+    return lens
+
+
 class MontageSections(Round):
     name = "sections"
 
@@ -138,6 +189,7 @@ class MontageSections(Round):
 
         from happyneurons.imaging.transforms import transforms_path
         from happyneurons.stages.montage import section as work
+        from happyneurons.stages.montage.match import matches_from_arrays
         from happyneurons.stages.montage.render import Box
         from happyneurons.stages.montage.tiles import TileReader, parse_section
 
@@ -156,7 +208,12 @@ class MontageSections(Round):
         canvas = Box(0, 0, width, height)
         reader = TileReader(params.grey_range, params.tile_cache_mb * 1_000_000)
         try:
-            montage = work.montage_section(section, params, reader, self._origin(task, document, section, params))
+            found = matches_from_arrays(output.get_arrays(_matches_path(z)))
+        except NotFoundError:
+            found = None
+        origin = self._origin(task, document, section, params)
+        try:
+            montage = work.montage_section(section, params, reader, origin, found_lens(context), found)
         except TaskError as error:
             return self._done(context, {"z": z, "status": "failed", "reason": str(error), "tiles": 0}, 0)
         montage = work.cropped(montage, canvas)
@@ -190,7 +247,7 @@ class MontageSections(Round):
 
 
 class Montage(Stage[MontageParams]):
-    name, version = "montage", "1"
+    name, version = "montage", "2"
     summary = "Joins the tiles of each section to one picture: elastic, evened out, with seam residuals and a verdict"
     Params = MontageParams
     inputs = {"tiles": InputSpec("tile_set", "tiles with their nominal stage positions")}
@@ -200,7 +257,7 @@ class Montage(Stage[MontageParams]):
         plan_canvas(context)
 
     def rounds(self, context: Context[MontageParams]) -> Sequence[Round]:
-        return [MontageSections()]
+        return [SeeLens(), MontageSections()]
 
     def finish(self, context: Context[MontageParams]) -> StageResult:
         import numpy as np
@@ -221,6 +278,11 @@ class Montage(Stage[MontageParams]):
         p95 = [s["seam_p95_px"] for s in sections if s.get("seam_p95_px") is not None]
         if p95:
             metrics["seam_p95_worst_px"] = max(p95)
+        store, lens = context.output_store("stack"), found_lens(context)
+        for path in list(store.list("lens")):
+            store.delete(path)
+        if lens is not None:
+            metrics |= lens.figures()
         output = Output(
             "section_stack",
             voxel_size_nm_xyz=voxel_size_nm_xyz(context),
