@@ -87,6 +87,11 @@ class MontageParams(StageParams):
             raise ValueError("each set needs a name of its own")
         return sets
 
+    @property
+    def set_names(self) -> tuple[str, ...]:
+        """The parameter sets, in the order in which they are tried."""
+        return tuple(s.name for s in self.sets)
+
     @field_validator("grey_range")
     @classmethod
     def _range_rises(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:

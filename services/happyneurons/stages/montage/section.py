@@ -14,6 +14,7 @@ from happyneurons.stages.montage.exposure import exposures
 from happyneurons.stages.montage.match import PairMatches, match_pair
 from happyneurons.stages.montage.params import MatchSet, MontageParams
 from happyneurons.stages.montage.render import Box, Layer, blocks, render
+from happyneurons.stages.montage.sets import Stopwatch, Try, verdicts
 from happyneurons.stages.montage.solve import Placement, place
 from happyneurons.stages.montage.tiles import Section, Tile, TileReader, neighbours
 
@@ -40,10 +41,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Montage:
-    """A section that was placed: layers in px of the canvas and its document's figures."""
+    """A section that was placed: layers in px of the canvas, its document's figures, the sets tried on it."""
 
     layers: list[Layer]
     figures: dict[str, Any]
+    tries: tuple[Try, ...] = ()
 
 
 def montage_section(
@@ -53,25 +55,40 @@ def montage_section(
 
     Tiles that turn out damaged are left out and named. Raises TaskError if none is left.
     """
-    tiles, damaged = _readable(section.tiles, reader)
-    if not tiles:
-        raise TaskError(f"section {section.z}: none of its tiles can be read: {'; '.join(damaged)}")
-    placement, verdict, used = _best(tiles, params, reader)
+    tiles, damaged = readable(section, reader)
+    tries: list[Try] = []
+    placement, verdict, used = _best(tiles, params, reader, tries)
     gains, offsets = exposures(len(tiles), placement.pairs if params.exposure else [])
     shift = -np.array(origin_xy)
     layers = [
         Layer(t, placement.warps[i].translated(shift), float(gains[i]), float(offsets[i])) for i, t in enumerate(tiles)
     ]
+    return Montage(
+        layers, section_figures(section, layers, damaged, placement, verdict, used.name, tries), tuple(tries)
+    )
+
+
+def section_figures(
+    section: Section,
+    layers: Sequence[Layer],
+    damaged: Sequence[str],
+    placement: Placement,
+    verdict: Verdict,
+    parameter_set: str,
+    tries: Sequence[Try],
+) -> dict[str, Any]:
+    """A section's document. layers: in the order of the placement; damaged: what is wrong with tiles left out."""
     reasons = [*section.problems, *damaged, *verdict.reasons]
     if section.status == "flagged" and not reasons:
         reasons = ["flagged by the tile set"]
-    figures: dict[str, Any] = {
+    return {
         "z": section.z,
         "status": "flagged" if reasons else "ok",
         "reason": "; ".join(reasons),
-        "parameter_set": used.name,
-        "tiles": len(tiles),
-        "exposure": {t.name: [float(gains[i]), float(offsets[i])] for i, t in enumerate(tiles)},
+        "parameter_set": parameter_set,
+        "sets_tried": verdicts(tries),
+        "tiles": len(layers),
+        "exposure": {layer.tile.name: [layer.gain, layer.offset] for layer in layers},
         "seam_median_px": verdict.seam_median_px,
         "seam_p95_px": verdict.seam_p95_px,
         "groups": verdict.groups,
@@ -79,25 +96,29 @@ def montage_section(
         "pairs_joined": verdict.pairs_joined,
         "matches": verdict.matches,
         "confidence": verdict.confidence,
-        "placed": {t.name: placement.group[i] for i, t in enumerate(tiles)},
+        "placed": {layer.tile.name: placement.group[i] for i, layer in enumerate(layers)},
     }
-    return Montage(layers, figures)
 
 
-def _readable(tiles: Sequence[Tile], reader: TileReader) -> tuple[list[Tile], list[str]]:
+def readable(section: Section, reader: TileReader) -> tuple[list[Tile], list[str]]:
+    """The tiles that are not damaged, and what is wrong with the others. Raises TaskError if none is left."""
     good, problems = [], []
-    for tile in tiles:
+    for tile in section.tiles:
         try:
             reader.read(tile)
         except TaskError as error:
             problems.append(str(error))
         else:
             good.append(tile)
+    if not good:
+        raise TaskError(f"section {section.z}: none of its tiles can be read: {'; '.join(problems)}")
     return good, problems
 
 
-def _best(tiles: Sequence[Tile], params: MontageParams, reader: TileReader) -> tuple[Placement, Verdict, MatchSet]:
-    """The first parameter set that gives an ok, or the best of all.
+def _best(
+    tiles: Sequence[Tile], params: MontageParams, reader: TileReader, tries: list[Try]
+) -> tuple[Placement, Verdict, MatchSet]:
+    """The first parameter set that gives an ok, or the best of all. Appends to `tries` how each one did.
 
     If it was only that some seams failed, the next set is tried on those alone; if residuals are
     too large, on all of them.
@@ -105,6 +126,7 @@ def _best(tiles: Sequence[Tile], params: MontageParams, reader: TileReader) -> t
     best: tuple[Placement, Verdict, MatchSet] | None = None
     joined: dict[tuple[int, int], PairMatches] = {}
     for settings in params.sets:
+        watch = Stopwatch()
         candidates = neighbours(tiles, settings.stage_error_px)
         found = dict(joined)
         for pair in candidates:
@@ -124,6 +146,7 @@ def _best(tiles: Sequence[Tile], params: MontageParams, reader: TileReader) -> t
         if second:
             placement = _place(tiles, {p: m for p, m in found.items() if p in used} | second, params)
         verdict = judge(tiles, placement, candidates, params)
+        tries.append(watch.tried(settings.name, "flagged" if verdict.reasons else "ok"))
         if best is None or verdict.rank < best[1].rank:
             best = placement, verdict, settings
         if not verdict.reasons:

@@ -21,6 +21,8 @@ from happyneurons.jobs.stage import (
     TaskResult,
 )
 from happyneurons.stages.montage.params import MontageParams
+from happyneurons.stages.montage.sets import metrics as set_metrics
+from happyneurons.stages.montage.sets import put_tables, put_times, read_times, set_table, with_times
 from happyneurons.store.artifacts import Bounds
 
 if TYPE_CHECKING:
@@ -159,6 +161,7 @@ class MontageSections(Round):
             montage = work.montage_section(section, params, reader, self._origin(task, document, section, params))
         except TaskError as error:
             return self._done(context, {"z": z, "status": "failed", "reason": str(error), "tiles": 0}, 0)
+        put_times(context, z, montage.tries)
         montage = work.cropped(montage, canvas)
         work.draw(
             montage, canvas, CHUNK_PX, params, reader,
@@ -185,12 +188,12 @@ class MontageSections(Round):
         context.output_store("stack").put_json(section_path(figures["z"]), figures)
         if figures["status"] not in ("ok", "blank"):
             context.log.warning("section %d is %s: %s", figures["z"], figures["status"], figures["reason"])
-        kept = ("z", "status", "parameter_set", "seam_median_px", "seam_p95_px", "matches", "confidence")
+        kept = ("z", "status", "parameter_set", "sets_tried", "seam_median_px", "seam_p95_px", "matches", "confidence")
         return TaskResult(data={k: figures[k] for k in kept if k in figures}, voxels=voxels, bytes=voxels)
 
 
 class Montage(Stage[MontageParams]):
-    name, version = "montage", "1"
+    name, version = "montage", "2"
     summary = "Joins the tiles of each section to one picture: elastic, evened out, with seam residuals and a verdict"
     Params = MontageParams
     inputs = {"tiles": InputSpec("tile_set", "tiles with their nominal stage positions")}
@@ -212,8 +215,9 @@ class Montage(Stage[MontageParams]):
             for status in ("ok", "flagged", "failed", "missing", "blank")
         }
         metrics["sections_failed"] += len(context.quarantined(MontageSections.name))
-        for settings in context.params.sets:
-            metrics[f"sections_by_set_{settings.name}"] = sum(s.get("parameter_set") == settings.name for s in sections)
+        for name in context.params.set_names:
+            metrics[f"sections_by_set_{name}"] = sum(s.get("parameter_set") == name for s in sections)
+        metrics |= _report_sets(context, sections)
         for name in ("seam_median_px", "seam_p95_px", "confidence"):
             values = [s[name] for s in sections if s.get(name) is not None]
             if values:
@@ -232,6 +236,14 @@ class Montage(Stage[MontageParams]):
             },
         )
         return StageResult(outputs={"stack": output}, metrics=metrics)
+
+
+def _report_sets(context: Context[MontageParams], sections: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Write the table of parameter sets; returns the metrics from it. sections: results of the tasks."""
+    rows = set_table(context.params.set_names, [s.get("sets_tried", {}) for s in sections])
+    rows = with_times(rows, read_times(context, [int(s["z"]) for s in sections]))
+    put_tables(context, "stack", rows)
+    return set_metrics(rows)
 
 
 def voxel_size_nm_xyz(context: Context[Any]) -> tuple[float, float, float]:
