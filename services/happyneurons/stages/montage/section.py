@@ -140,7 +140,7 @@ def _best(
         second = {}
         for a, b in candidates:
             if (a, b) not in used and placement.group[a] == placement.group[b]:
-                again = match_pair(tiles, a, b, reader, settings, _predicted(placement, tiles, a, b))
+                again = match_pair(tiles, a, b, reader, settings, predicted_shift(placement, tiles, a, b))
                 if again is not None:
                     second[a, b] = again
         if second:
@@ -163,7 +163,7 @@ def _place(tiles: Sequence[Tile], found: Mapping[tuple[int, int], PairMatches], 
     )  # fmt: skip
 
 
-def _predicted(placement: Placement, tiles: Sequence[Tile], a: int, b: int) -> np.ndarray:
+def predicted_shift(placement: Placement, tiles: Sequence[Tile], a: int, b: int) -> np.ndarray:
     """px of b - px of a in the middle of where the two should overlap."""
     first, second = placement.warps[a], placement.warps[b]
     ax0, ay0, ax1, ay1 = first.bounds(tiles[a].width, tiles[a].height)

@@ -66,7 +66,7 @@ def place(
     nominal = np.array([[t.x_px, t.y_px] for t in tiles])
     longest = max(max(t.width, t.height) for t in tiles)
     start, used = _positions(nominal, pairs, max(_LOOP_TOLERANCE_PX, _LOOP_TOLERANCE * longest))
-    group = _groups(len(tiles), used)
+    group = joined_groups(len(tiles), used)
     grids = [_grid(t, node_spacing_px) for t in tiles]
     warps, residuals = _elastic(grids, start, used, membrane, bending)
     middles = np.array([[(t.width - 1) / 2, (t.height - 1) / 2] for t in tiles])
@@ -118,7 +118,7 @@ def _positions(nominal: Floats, pairs: Sequence[PairMatches], tolerance_px: floa
         del kept[int(culprit)]
 
 
-def _groups(n: int, pairs: Sequence[PairMatches]) -> list[int]:
+def joined_groups(n: int, pairs: Sequence[PairMatches]) -> list[int]:
     """Connected components of tiles, numbered by size (largest first), then by their first tile."""
     parent = list(range(n))
 

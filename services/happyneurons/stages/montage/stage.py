@@ -26,6 +26,8 @@ from happyneurons.stages.montage.sets import put_tables, put_times, read_times, 
 from happyneurons.store.artifacts import Bounds
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from happyneurons.stages.montage.tiles import Section
     from happyneurons.store.volumes import PrecomputedVolume
 
@@ -157,16 +159,26 @@ class MontageSections(Round):
         volume: PrecomputedVolume = context.once("image", lambda: _open_image(context))
         canvas = Box(0, 0, width, height)
         reader = TileReader(params.grey_range, params.tile_cache_mb * 1_000_000)
+        origin = self._origin(task, document, section, params)
+
+        def write(box: Box, picture: np.ndarray) -> None:
+            volume.write((z, box.y0, box.x0), picture[None])
+
         try:
-            montage = work.montage_section(section, params, reader, self._origin(task, document, section, params))
+            if params.backend == "trakem2":
+                from happyneurons.stages.montage import trakem2
+
+                montage = trakem2.montage_section(section, context, reader, origin, canvas, CHUNK_PX, write)
+            else:
+                montage = work.montage_section(section, params, reader, origin)
         except TaskError as error:
             return self._done(context, {"z": z, "status": "failed", "reason": str(error), "tiles": 0}, 0)
         put_times(context, z, montage.tries)
-        montage = work.cropped(montage, canvas)
-        work.draw(
-            montage, canvas, CHUNK_PX, params, reader,
-            lambda box, picture: volume.write((z, box.y0, box.x0), picture[None]),
-        )  # fmt: skip
+        if montage.figures["status"] == "failed":
+            return self._done(context, montage.figures, 0)
+        if params.backend == "native":
+            montage = work.cropped(montage, canvas)
+            work.draw(montage, canvas, CHUNK_PX, params, reader, write)
         output.put_arrays(transforms_path(z), **work.transform_arrays(montage.layers))
         return self._done(context, montage.figures, width * height)
 
@@ -201,6 +213,10 @@ class Montage(Stage[MontageParams]):
 
     def check(self, context: Context[MontageParams]) -> None:
         plan_canvas(context)
+        if context.params.backend == "trakem2":
+            from happyneurons.stages.montage.trakem2 import executable
+
+            executable()
 
     def rounds(self, context: Context[MontageParams]) -> Sequence[Round]:
         return [MontageSections()]
