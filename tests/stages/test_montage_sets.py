@@ -43,7 +43,11 @@ def test_no_sections_no_rates() -> None:
 
 def test_times_are_means_over_the_sections_tried() -> None:
     rows = set_table(["a", "b"], [{"a": "ok"}, {"a": "ok"}])
-    times = [[{"name": "a", "run_s": 1.0, "cpu_s": 3.0}], [{"name": "a", "run_s": 2.0, "cpu_s": 4.0}]]
+    times = [
+        [{"name": "a", "verdict": "ok", "run_s": 1.0, "cpu_s": 3.0}],
+        [{"name": "a", "verdict": "", "run_s": 0.5, "cpu_s": 1.0}],  # in the round before
+        [{"name": "a", "verdict": "ok", "run_s": 1.5, "cpu_s": 3.0}],
+    ]
     timed = with_times(rows, times)
     assert (timed[0].mean_run_s, timed[0].mean_cpu_s) == (1.5, 3.5)
     assert timed[1] == rows[1]

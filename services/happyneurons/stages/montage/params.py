@@ -110,8 +110,15 @@ class MontageParams(StageParams):
     node_spacing_px: float = Field(
         180.0, ge=16, le=10_000, description="Distance of the nodes of a tile's elastic grid (px); at most 24 a side"
     )
-    membrane: float = Field(0.3, gt=0, le=1e4, description="Stiffness against stretching and shearing a tile")
-    bending: float = Field(3.0, gt=0, le=1e4, description="Stiffness against bending a tile")
+    lens_sections: int = Field(
+        16,
+        ge=0,
+        le=1000,
+        description="So many sections, spread over the stack, tell the distortion of the optics, which all "
+        "tiles share; it is used as far as they agree on it. 0: none",
+    )
+    membrane: float = Field(0.1, gt=0, le=1e4, description="Stiffness against stretching and shearing a tile")
+    bending: float = Field(1.0, gt=0, le=1e4, description="Stiffness against bending a tile")
     exposure: bool = Field(True, description="Even out brightness and contrast of the tiles of a section")
     feather_px: float = Field(32.0, ge=0, le=1000, description="Width of the band in which tiles are blended (px)")
     interpolation: Literal["linear", "cubic", "lanczos"] = Field("cubic", description="How pixels are resampled")

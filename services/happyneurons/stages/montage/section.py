@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 from happyneurons.errors import TaskError
 from happyneurons.imaging.transforms import tile_prefix
 from happyneurons.stages.montage.exposure import exposures
+from happyneurons.stages.montage.lens import Contribution, Lens
 from happyneurons.stages.montage.match import PairMatches, match_pair
 from happyneurons.stages.montage.params import MatchSet, MontageParams
 from happyneurons.stages.montage.render import Box, Layer, blocks, render
 from happyneurons.stages.montage.sets import Stopwatch, Try, verdicts
-from happyneurons.stages.montage.solve import Placement, place
+from happyneurons.stages.montage.solve import Placement, lens_contribution, place
 from happyneurons.stages.montage.tiles import Section, Tile, TileReader, neighbours
 
 
@@ -48,16 +49,26 @@ class Montage:
     tries: tuple[Try, ...] = ()
 
 
+Found = Mapping[tuple[int, int], PairMatches]
+"""Matches by the indices of the two tiles among those of a section that can be read."""
+
+
 def montage_section(
-    section: Section, params: MontageParams, reader: TileReader, origin_xy: tuple[float, float]
+    section: Section,
+    params: MontageParams,
+    reader: TileReader,
+    origin_xy: tuple[float, float],
+    lens: Lens | None = None,
+    found: Found | None = None,
 ) -> Montage:
     """Place the tiles of a section. origin_xy: nominal px that become (0, 0) of the canvas.
 
+    lens: see `lens.solve_lens`. found: what `see_lens` matched in this section already.
     Tiles that turn out damaged are left out and named. Raises TaskError if none is left.
     """
     tiles, damaged = readable(section, reader)
     tries: list[Try] = []
-    placement, verdict, used = _best(tiles, params, reader, tries)
+    placement, verdict, used = _best(tiles, params, reader, lens, found, tries)
     gains, offsets = exposures(len(tiles), placement.pairs if params.exposure else [])
     shift = -np.array(origin_xy)
     layers = [
@@ -100,6 +111,34 @@ def section_figures(
     }
 
 
+def see_lens(section: Section, params: MontageParams, reader: TileReader) -> tuple[Contribution | None, Found]:
+    """What the seams of a section say about the lens, by the first parameter set, and its matches.
+
+    Says nothing if not all tiles can be read and joined.
+    """
+    try:
+        tiles, damaged = readable(section, reader)
+    except TaskError:
+        return None, {}
+    if damaged or len(tiles) < 2:
+        return None, {}
+    found = _match(tiles, neighbours(tiles, params.sets[0].stage_error_px), reader, params.sets[0])
+    placement = _place(tiles, found, params, None)
+    if max(placement.group) > 0:
+        return None, found
+    seen = lens_contribution(
+        tiles, placement, node_spacing_px=params.node_spacing_px, membrane=params.membrane, bending=params.bending
+    )
+    return seen, found
+
+
+def _match(
+    tiles: Sequence[Tile], pairs: Iterable[tuple[int, int]], reader: TileReader, settings: MatchSet
+) -> dict[tuple[int, int], PairMatches]:
+    matched = ((pair, match_pair(tiles, *pair, reader, settings)) for pair in pairs)
+    return {pair: matches for pair, matches in matched if matches is not None}
+
+
 def readable(section: Section, reader: TileReader) -> tuple[list[Tile], list[str]]:
     """The tiles that are not damaged, and what is wrong with the others. Raises TaskError if none is left."""
     good, problems = [], []
@@ -116,8 +155,9 @@ def readable(section: Section, reader: TileReader) -> tuple[list[Tile], list[str
 
 
 def _best(
-    tiles: Sequence[Tile], params: MontageParams, reader: TileReader, tries: list[Try]
-) -> tuple[Placement, Verdict, MatchSet]:
+    tiles: Sequence[Tile], params: MontageParams, reader: TileReader, lens: Lens | None, known: Found | None,
+    tries: list[Try],
+) -> tuple[Placement, Verdict, MatchSet]:  # fmt: skip
     """The first parameter set that gives an ok, or the best of all. Appends to `tries` how each one did.
 
     If it was only that some seams failed, the next set is tried on those alone; if residuals are
@@ -128,13 +168,11 @@ def _best(
     for settings in params.sets:
         watch = Stopwatch()
         candidates = neighbours(tiles, settings.stage_error_px)
-        found = dict(joined)
-        for pair in candidates:
-            if pair not in joined:
-                again = match_pair(tiles, *pair, reader, settings)
-                if again is not None:
-                    found[pair] = again
-        placement = _place(tiles, found, params)
+        if known is not None and settings is params.sets[0]:
+            found = dict(known)
+        else:
+            found = joined | _match(tiles, (p for p in candidates if p not in joined), reader, settings)
+        placement = _place(tiles, found, params, lens)
         # Where a seam failed but both tiles found their place through others, that place tells where to look.
         used = {(p.a, p.b) for p in placement.pairs}
         second = {}
@@ -144,7 +182,7 @@ def _best(
                 if again is not None:
                     second[a, b] = again
         if second:
-            placement = _place(tiles, {p: m for p, m in found.items() if p in used} | second, params)
+            placement = _place(tiles, {p: m for p, m in found.items() if p in used} | second, params, lens)
         verdict = judge(tiles, placement, candidates, params)
         tries.append(watch.tried(settings.name, "flagged" if verdict.reasons else "ok"))
         if best is None or verdict.rank < best[1].rank:
@@ -156,10 +194,10 @@ def _best(
     return best
 
 
-def _place(tiles: Sequence[Tile], found: Mapping[tuple[int, int], PairMatches], params: MontageParams) -> Placement:
+def _place(tiles: Sequence[Tile], found: Found, params: MontageParams, lens: Lens | None) -> Placement:
     return place(
         tiles, [found[k] for k in sorted(found)], node_spacing_px=params.node_spacing_px,
-        membrane=params.membrane, bending=params.bending,
+        membrane=params.membrane, bending=params.bending, lens=lens,
     )  # fmt: skip
 
 

@@ -65,6 +65,7 @@ class SetRow:
     mean_cpu_s: float | None = None
 
 
+PARTS = ("", "-lens")
 TIMES = ("mean_run_s", "mean_cpu_s")
 
 
@@ -94,37 +95,40 @@ def set_table(names: Sequence[str], tried: Iterable[Mapping[str, str]]) -> list[
 
 
 def with_times(rows: Sequence[SetRow], sections: Iterable[Iterable[Mapping[str, Any]]]) -> list[SetRow]:
-    """The table with mean times of the tries whose times are known."""
+    """The table with mean times of the sections whose times are known."""
     times: dict[str, list[Mapping[str, Any]]] = {}
     for tries in sections:
         for t in tries:
             times.setdefault(t["name"], []).append(t)
-    return [
-        replace(
-            row,
-            mean_run_s=round(sum(t["run_s"] for t in times[row.name]) / len(times[row.name]), 3),
-            mean_cpu_s=round(sum(t["cpu_s"] for t in times[row.name]) / len(times[row.name]), 3),
-        )
-        if row.name in times
-        else row
-        for row in rows
-    ]
+    return [_timed(row, times.get(row.name, [])) for row in rows]
+
+
+def _timed(row: SetRow, tries: Sequence[Mapping[str, Any]]) -> SetRow:
+    count = sum(bool(t["verdict"]) for t in tries)
+    if not count:
+        return row
+    means = {name: round(sum(t[name] for t in tries) / count, 3) for name in ("run_s", "cpu_s")}
+    return replace(row, mean_run_s=means["run_s"], mean_cpu_s=means["cpu_s"])
 
 
 def _part(some: int, of_all: int) -> float | None:
     return round(some / of_all, 6) if of_all else None
 
 
-def put_times(context: Context[Any], z: int, tries: Sequence[Try]) -> None:
-    """Keep a section's times for `finish`; called by its task."""
+def put_times(context: Context[Any], z: int, tries: Sequence[Try], part: str = "") -> None:
+    """Keep a section's times for `finish`; called by its task. part: of which round, "" or one of PARTS.
+
+    What a set took in a round before the section's own has no verdict, and is added to what it took there.
+    """
     if tries:
-        context.store.put_json(_times_path(context, z), [asdict(t) for t in tries])
+        context.store.put_json(_times_path(context, z, part), [asdict(t) for t in tries])
 
 
 def read_times(context: Context[Any], sections: Sequence[int]) -> list[list[dict[str, Any]]]:
     """What `put_times` kept of these sections; nothing of those where there is none."""
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda z: context.store.find_json(_times_path(context, z)), sections)
+        paths = [_times_path(context, z, part) for z in sections for part in PARTS]
+        found = pool.map(context.store.find_json, paths)
         return [tries for tries in found if tries]
 
 
@@ -144,8 +148,8 @@ def metrics(rows: Sequence[SetRow]) -> dict[str, float]:
     return values
 
 
-def _times_path(context: Context[Any], z: int) -> str:
-    return f"jobs/{context.job_key}/set_times/{z:06d}.json"
+def _times_path(context: Context[Any], z: int, part: str) -> str:
+    return f"jobs/{context.job_key}/set_times/{z:06d}{part}.json"
 
 
 def _put(store: Store, folder: str, rows: Sequence[Mapping[str, Any]]) -> None:

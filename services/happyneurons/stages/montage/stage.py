@@ -21,14 +21,17 @@ from happyneurons.jobs.stage import (
     TaskResult,
 )
 from happyneurons.stages.montage.params import MontageParams
+from happyneurons.stages.montage.sets import Stopwatch, put_tables, put_times, read_times, set_table, with_times
 from happyneurons.stages.montage.sets import metrics as set_metrics
-from happyneurons.stages.montage.sets import put_tables, put_times, read_times, set_table, with_times
 from happyneurons.store.artifacts import Bounds
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from happyneurons.stages.montage.lens import Lens
+    from happyneurons.stages.montage.section import Found
     from happyneurons.stages.montage.tiles import Section
+    from happyneurons.store.documents import Store
     from happyneurons.store.volumes import PrecomputedVolume
 
 CHUNK_PX = 1024
@@ -114,6 +117,68 @@ def _nominal_box(document: Mapping[str, Any]) -> tuple[float, float, float, floa
     )  # fmt: skip
 
 
+def _matches_path(z: int) -> str:
+    return f"lens/{z:06d}.npz"
+
+
+class SeeLens(Round):
+    """Some sections, spread over the stack, are matched first: together they tell the lens (see `lens`)."""
+
+    name = "lens"
+
+    def plan(self, context: Context[Any]) -> Iterator[Task]:
+        numbers, most = section_numbers(context), context.params.lens_sections
+        count = min(len(numbers), most)
+        for i in range(count):
+            z = numbers[i * len(numbers) // count]
+            yield Task(key=f"{z:06d}", payload={"z": z})
+
+    def run(self, task: Task, context: Context[Any]) -> TaskResult:
+        import cv2
+
+        from happyneurons.stages.montage import section as work
+        from happyneurons.stages.montage.match import matches_to_arrays
+        from happyneurons.stages.montage.tiles import TileReader, parse_section
+
+        cv2.setNumThreads(context.threads)
+        z: int = task.payload["z"]
+        params: MontageParams = context.params
+        section = parse_section(section_document(context, z))
+        if section.status in _NO_PICTURE or not section.tiles:
+            return TaskResult(data={})
+        reader = TileReader(params.grey_range, params.tile_cache_mb * 1_000_000)
+        watch = Stopwatch()
+        seen, found = work.see_lens(section, params, reader)
+        if seen is None:
+            return TaskResult(data={})
+        # The section is drawn in another round, maybe by another rank, which need not match it again.
+        context.output_store("stack").put_arrays(_matches_path(z), **matches_to_arrays(found))
+        put_times(context, z, [watch.tried(params.sets[0].name, "")], "-lens")
+        return TaskResult(data=seen.data())
+
+
+def found_lens(context: Context[Any]) -> Lens | None:
+    """After the round `lens`."""
+
+    def solve() -> Lens | None:
+        from happyneurons.stages.montage.lens import solve_lens
+
+        return solve_lens(data for _, data in context.results(SeeLens.name) if data)
+
+    lens: Lens | None = context.once("lens", solve)
+    return lens
+
+
+def _seen_matches(output: Store, z: int) -> Found | None:
+    """What the round `lens` matched in a section; None if it did not look at it."""
+    from happyneurons.stages.montage.match import matches_from_arrays
+
+    try:
+        return matches_from_arrays(output.get_arrays(_matches_path(z)))
+    except NotFoundError:
+        return None
+
+
 class MontageSections(Round):
     name = "sections"
 
@@ -170,7 +235,9 @@ class MontageSections(Round):
 
                 montage = trakem2.montage_section(section, context, reader, origin, canvas, CHUNK_PX, write)
             else:
-                montage = work.montage_section(section, params, reader, origin)
+                montage = work.montage_section(
+                    section, params, reader, origin, found_lens(context), _seen_matches(output, z)
+                )
         except TaskError as error:
             return self._done(context, {"z": z, "status": "failed", "reason": str(error), "tiles": 0}, 0)
         put_times(context, z, montage.tries)
@@ -219,7 +286,8 @@ class Montage(Stage[MontageParams]):
             executable()
 
     def rounds(self, context: Context[MontageParams]) -> Sequence[Round]:
-        return [MontageSections()]
+        # TrakEM2 moves and turns tiles only: it has no use for the lens.
+        return [MontageSections()] if context.params.backend == "trakem2" else [SeeLens(), MontageSections()]
 
     def finish(self, context: Context[MontageParams]) -> StageResult:
         import numpy as np
@@ -241,6 +309,11 @@ class Montage(Stage[MontageParams]):
         p95 = [s["seam_p95_px"] for s in sections if s.get("seam_p95_px") is not None]
         if p95:
             metrics["seam_p95_worst_px"] = max(p95)
+        store, lens = context.output_store("stack"), found_lens(context)
+        for path in list(store.list("lens")):
+            store.delete(path)
+        if lens is not None:
+            metrics |= lens.figures()
         output = Output(
             "section_stack",
             voxel_size_nm_xyz=voxel_size_nm_xyz(context),
