@@ -71,7 +71,7 @@ def place(
     start, used = _positions(nominal, pairs, max(_LOOP_TOLERANCE_PX, _LOOP_TOLERANCE * longest))
     if lens is not None and not (lens.used and lens.fits(tiles)):
         lens = None
-    group = _groups(len(tiles), used)
+    group = joined_groups(len(tiles), used)
     grids = [_grid(t, node_spacing_px) for t in tiles]
     warps, residuals = _elastic(grids, start, used, membrane, bending, lens)
     middles = np.array([[(t.width - 1) / 2, (t.height - 1) / 2] for t in tiles])
@@ -123,7 +123,7 @@ def _positions(nominal: Floats, pairs: Sequence[PairMatches], tolerance_px: floa
         del kept[int(culprit)]
 
 
-def _groups(n: int, pairs: Sequence[PairMatches]) -> list[int]:
+def joined_groups(n: int, pairs: Sequence[PairMatches]) -> list[int]:
     """Connected components of tiles, numbered by size (largest first), then by their first tile."""
     parent = list(range(n))
 
