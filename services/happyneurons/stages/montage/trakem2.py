@@ -94,9 +94,12 @@ def executable() -> Path:
     return Path(found).absolute()
 
 
-def log_path(z: int, settings: OctaveSet) -> str:
-    """Path below a section_stack's folder of what TrakEM2 said of a section."""
-    return f"logs/{z:06d}_{settings.name}.log"
+def log_path(job_key: str, z: int, settings: OctaveSet) -> str:
+    """Path in the store of what TrakEM2 said of a section.
+
+    It tells times, and the bytes of a stack depend on nothing but its job: so it lies beside the manifest.
+    """
+    return f"jobs/{job_key}/trakem2/{z:06d}_{settings.name}.log"
 
 
 def montage_section(
@@ -147,8 +150,7 @@ def montage_section(
                     if best is not None:
                         shutil.rmtree(folder / best.settings.name, ignore_errors=True)
                     best = candidate
-            # It tells times, and is the only output of a montage that does: who has a failure needs it.
-            context.output_store("stack").put_file(log_path(section.z, settings), log)
+            context.store.put_file(log_path(context.job_key, section.z, settings), log)
             if best is None or best.settings != settings:
                 shutil.rmtree(project, ignore_errors=True)
             if tries[-1].verdict == "ok":
