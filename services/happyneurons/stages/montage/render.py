@@ -146,8 +146,11 @@ def _piece(layer: Layer, box: Box, reader: TileReader, interpolation: str) -> _P
     if (low >= high).any():
         return None
     pixels = reader.read(tile)[low[1] : high[1], low[0] : high[0]]
-    where = source if (low == start).all() else source + (start - low).astype(np.float32)
-    picture = cv2.remap(pixels, where, None, INTERPOLATIONS[interpolation], borderMode=cv2.BORDER_REPLICATE)
+    if (low > start).any():
+        # Cheaper than another pass over the map.
+        x, y = (low - start).tolist()
+        pixels = cv2.copyMakeBorder(pixels, y, 0, x, 0, cv2.BORDER_REPLICATE)
+    picture = cv2.remap(pixels, source, None, INTERPOLATIONS[interpolation], borderMode=cv2.BORDER_REPLICATE)
     picture = np.asarray(cv2.LUT(picture, lookup_table(layer.gain, layer.offset)))
     a0, b0, a1, b1 = layer.warp.inner_bounds(tile.width, tile.height)
     outer = Box(left - box.x0, top - box.y0, right - box.x0, bottom - box.y0)

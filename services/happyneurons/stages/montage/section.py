@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -256,13 +257,21 @@ def cropped(montage: Montage, canvas: Box) -> Montage:
 
 def draw(
     montage: Montage, canvas: Box, chunk_px: int, params: MontageParams, reader: TileReader,
-    write: Callable[[Box, np.ndarray], None],
+    write: Callable[[Box, np.ndarray], None], threads: int,
 ) -> None:  # fmt: skip
-    """Render the section and hand over block after block; blocks without a tile are left out."""
-    for box in blocks(canvas, chunk_px):
+    """Render the section and hand over block after block; blocks without a tile are left out.
+
+    So many blocks at a time as there are threads; `write` is called by all of them.
+    """
+
+    def one(box: Box) -> None:
         picture = render(montage.layers, box, reader, params.feather_px, params.interpolation)
         if picture.any():
             write(box, picture)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(one, blocks(canvas, chunk_px)):
+            pass
 
 
 def transform_arrays(layers: Sequence[Layer]) -> dict[str, np.ndarray]:

@@ -245,7 +245,7 @@ class MontageSections(Round):
             return self._done(context, montage.figures, 0)
         if params.backend == "native":
             montage = work.cropped(montage, canvas)
-            work.draw(montage, canvas, CHUNK_PX, params, reader, write)
+            work.draw(montage, canvas, CHUNK_PX, params, reader, write, context.threads)
         output.put_arrays(transforms_path(z), **work.transform_arrays(montage.layers))
         return self._done(context, montage.figures, width * height)
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -74,15 +75,23 @@ def parse_section(document: Mapping[str, Any]) -> Section:
 
 
 class TileReader:
-    """Decoded tiles of one section, uint8 (y, x), the least recently used ones dropped beyond a number of bytes."""
+    """Decoded tiles of one section, uint8 (y, x), the least recently used ones dropped beyond a number of bytes.
+
+    Threads may share it.
+    """
 
     def __init__(self, grey_range: tuple[float, float] | None, cache_bytes: int) -> None:
         self._grey_range = grey_range
         self._cache_bytes = cache_bytes
         self._kept: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._lock = Lock()
 
     def read(self, tile: Tile) -> np.ndarray:
         """The tile's pixels. Raises TaskError (damaged), UserError (needs grey_range)."""
+        with self._lock:  # also while it is decoded: others want the same tile
+            return self._read(tile)
+
+    def _read(self, tile: Tile) -> np.ndarray:
         key = (tile.row, tile.col)
         if key in self._kept:
             self._kept.move_to_end(key)
