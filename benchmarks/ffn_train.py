@@ -32,7 +32,7 @@ import psutil
 
 from happyneurons.acquisition.phantom import make_phantom
 from happyneurons.ffn.examples import PatchSource, patch_half_zyx
-from happyneurons.ffn.sampling import BalancedSampler, BlockCoordinates, partition_map
+from happyneurons.ffn.sampling import BalancedSampler, BlockCoordinates, open_gaps, partition_map
 from happyneurons.store.artifacts import load_artifact
 from happyneurons.store.documents import Store
 from happyneurons.store.volumes import create_volume
@@ -69,6 +69,7 @@ def walked_patches(model_uri: str, image: np.ndarray, labels: np.ndarray, patche
 
     model = load_model(model_uri)
     architecture = model.architecture
+    labels = open_gaps(labels, 1)
     half = patch_half_zyx(architecture, 0, None)
     inner = tuple(slice(h, n - h) for h, n in zip(half, labels.shape, strict=True))
     block = BlockCoordinates.of(partition_map(labels, architecture.fov_zyx, inner), half, np.random.default_rng(0))

@@ -18,6 +18,7 @@ from happyneurons.ffn.sampling import (
     SAMPLE,
     BalancedSampler,
     BlockCoordinates,
+    open_gaps,
     partition_map,
 )
 from happyneurons.stages.ffn_train.volumes import CELL, Cells
@@ -204,7 +205,7 @@ def test_cells_read_what_the_volume_holds_and_stay_within_their_limit(tmp_path: 
         layer_type="image",
     )
     volume.write(low, array)
-    cells = Cells(0, limit_bytes=3 * CELL**3)
+    cells = Cells(0, 0, limit_bytes=3 * CELL**3)
     rng = np.random.default_rng(1)
     for _ in range(12):
         a = rng.integers(0, np.array(array.shape) - 40)
@@ -212,3 +213,28 @@ def test_cells_read_what_the_volume_holds_and_stay_within_their_limit(tmp_path: 
         box = tuple(slice(i, j) for i, j in zip(a, b, strict=True))
         np.testing.assert_array_equal(cells.read(uri, (a + low).tolist(), (b + low).tolist()), array[box])
         assert cells._bytes == sum(block.nbytes for block in cells._kept.values()) <= 3 * CELL**3
+
+
+def test_objects_that_touch_are_parted_and_their_other_borders_stay() -> None:
+    labels = np.zeros((3, 9, 12), np.uint64)
+    labels[:, 2:7, 1:6], labels[:, 2:7, 6:11] = 2**40, 7
+    one, two = open_gaps(labels, 1)[1], open_gaps(labels, 2)[1]
+    assert one[4].tolist() == [0, *[2**40] * 4, 0, 0, *[7] * 4, 0]
+    assert two[4].tolist() == [0, *[2**40] * 3, 0, 0, 0, 0, *[7] * 3, 0]
+    np.testing.assert_array_equal((one != 0)[:, 1:5], (labels != 0)[1, :, 1:5])
+    np.testing.assert_array_equal(open_gaps(labels, 0), labels)
+
+
+@pytest.mark.parametrize("gap", [1, 2])
+def test_gaps_are_the_same_whatever_box_is_read(tmp_path: Path, gap: int) -> None:
+    labels = np.random.default_rng(2).integers(0, 3, (12, 20, 20)).repeat(4, 0).repeat(4, 1).repeat(4, 2)
+    uri = Store(str(tmp_path)).url("labels")
+    volume = create_volume(
+        uri, start_zyx=(0, 0, 0), stop_zyx=labels.shape, voxel_size_nm_xyz=(8, 8, 8), dtype="uint64",
+        layer_type="segmentation",
+    )  # fmt: skip
+    volume.write((0, 0, 0), labels.astype(np.uint64))
+    whole, cells = open_gaps(labels, gap), Cells(0, gap)
+    for low, high in (((0, 0, 0), (48, 80, 80)), ((3, 5, 7), (20, 61, 33)), ((40, 64, 0), (48, 80, 9))):
+        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        np.testing.assert_array_equal(cells.labels(uri, low, high), whole[box])

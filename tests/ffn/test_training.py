@@ -132,6 +132,19 @@ def test_training_that_spoils_a_model_gives_the_model_back(store: Store, pair: d
     assert [row["step"] for row in history] == [0, 1]
 
 
+@pytest.mark.slow
+def test_only_the_last_modules_are_trained_if_so_asked(store: Store, pair: dict[str, list[str]]) -> None:
+    first = run_stage(store, "ffn-train", inputs=pair, params={**SMALL, "steps": 1, "block_steps": 1})
+    initial = first.outputs["model"]
+    params = {**SMALL, "depth": None, "features": None, "trained_modules": 1, "patience_blocks": 100}
+    inputs = {**pair, "initial_model": [initial.uri]}
+    manifest = run_stage(store, "ffn-train", inputs=inputs, params={**params, "augmentation": {"jitter_px": 0}})
+    assert manifest.metrics["best_step"] > 0, "it learned something"
+    before, after = load_model(initial.data_uri).weights, load_model(manifest.outputs["model"].data_uri).weights
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert {name.split("/")[0] for name in changed} == {"conv1_a", "conv1_b", "conv_lom"}
+
+
 def test_wrong_input_is_refused_with_the_reason(store: Store, tmp_path: Path, pair: dict[str, list[str]]) -> None:
     def refused(words: str, inputs: dict[str, list[str]] | None = None, **params: Any) -> None:
         with pytest.raises(UserError, match=words):
@@ -159,6 +172,7 @@ def test_wrong_input_is_refused_with_the_reason(store: Store, tmp_path: Path, pa
     refused("needs cubic voxels", {"image": [flat], "labels": [flat_labels]}, augmentation=cubes)
     held_out = {"validation_image": pair["image"], "validation_labels": pair["labels"]}
     refused("not both", held_out, validation_fraction=0.3)
+    refused("keeps the other modules of an initial model", trained_modules=1)
 
     other = Store(str(tmp_path / "model"))
     demo = load_model(str(Path(__file__).resolve().parents[2] / "services" / "happyneurons" / "models" / "demo_ffn"))

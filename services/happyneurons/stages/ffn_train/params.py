@@ -40,6 +40,13 @@ class FfnTrainParams(TrainingOptions, StageParams):
         description="Grey values that become 1; default: the initial model's (33 for TensorFlow checkpoints), or the "
         "training images' standard deviation",
     )
+    label_gap_px: int = Field(
+        1,
+        ge=0,
+        le=10,
+        description="Objects that touch are parted by background: voxels so near to another object count as none. "
+        "Labels without gaps teach a network to fill membranes, and to cross them",
+    )
     mip: int = Field(0, ge=0, le=20, description="Level of the volumes' pyramids")
     validation_fraction: float = Field(
         0.0,

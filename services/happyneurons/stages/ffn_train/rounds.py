@@ -60,7 +60,7 @@ class Partitions(Round):
         partitions = np.zeros((0, 0, 0), np.uint8)
         if (low < high).all():
             half = np.array(geometry.fov_zyx) // 2
-            labels = session.cells.volume(region.labels).read((low - half).tolist(), (high + half).tolist())
+            labels = session.cells.labels(region.labels, (low - half).tolist(), (high + half).tolist())
             inner = tuple(slice(int(h), int(n - h)) for h, n in zip(half, labels.shape, strict=True))
             partitions = partition_map(labels, geometry.fov_zyx, inner)
         rng = np.random.default_rng([context.params.seed, region.number, *np.abs(block[0]).tolist()])

@@ -42,7 +42,7 @@ class Session:
         self.context, self.params = context, context.params
         self.options = context.params.training_options()
         self.store: Store = context.output_store(OUTPUT)
-        self.cells = Cells(self.params.mip)
+        self.cells = Cells(self.params.mip, self.params.label_gap_px)
         self.history = History(self)
 
     @classmethod

@@ -17,7 +17,7 @@ MAX_BLOCKS = 5000
 
 
 class FfnTrain(Stage[FfnTrainParams]):
-    name, version = "ffn-train", "2"
+    name, version = "ffn-train", "3"
     summary = "Trains a flood-filling network from images and labels, from scratch or from another model"
     Params = FfnTrainParams
     inputs = {

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from happyneurons.errors import UserError
 from happyneurons.ffn.architecture import Architecture
+from happyneurons.ffn.sampling import open_gaps
 from happyneurons.store.artifacts import Artifact
 from happyneurons.store.volumes import Volume, open_volume
 
@@ -92,8 +93,8 @@ def split(start: Triple, stop: Triple, fraction: float, axis: int) -> tuple[Trip
 class Cells:
     """Reads boxes of volumes, piece by piece, and keeps the pieces used last."""
 
-    def __init__(self, mip: int, limit_bytes: int = CACHE_BYTES) -> None:
-        self._mip, self._limit, self._bytes = mip, limit_bytes, 0
+    def __init__(self, mip: int, label_gap_px: int, limit_bytes: int = CACHE_BYTES) -> None:
+        self._mip, self._gap, self._limit, self._bytes = mip, label_gap_px, limit_bytes, 0
         self._volumes: dict[str, Volume] = {}
         self._kept: OrderedDict[tuple[str, Triple], np.ndarray] = OrderedDict()
 
@@ -113,6 +114,14 @@ class Cells:
             into = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, start_zyx, strict=True))
             out[into] = block[tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, low, strict=True))]
         return out
+
+    def labels(self, uri: str, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
+        """The same of labels, with gaps between objects; the same voxels whatever box they are read in."""
+        volume = self.volume(uri)
+        low = np.maximum(np.subtract(start_zyx, self._gap), volume.start_zyx)
+        high = np.minimum(np.add(stop_zyx, self._gap), volume.stop_zyx)
+        opened = open_gaps(self.read(uri, low.tolist(), high.tolist()), self._gap)
+        return opened[tuple(slice(a - o, b - o) for a, b, o in zip(start_zyx, stop_zyx, low, strict=True))]
 
     def _cell(self, uri: str, index: Triple) -> tuple[Triple, np.ndarray]:
         volume = self.volume(uri)
@@ -135,7 +144,7 @@ class Cells:
         start = [c - h for c, h in zip(centre, half, strict=True)]
         stop = [c + h + 1 for c, h in zip(centre, half, strict=True)]
         image = architecture.normalize(self.read(region.image, start, stop))
-        return image, self.read(region.labels, start, stop)
+        return image, self.labels(region.labels, start, stop)
 
 
 def mean_and_stddev(count: float, total: float, squares: float) -> tuple[float, float]:
