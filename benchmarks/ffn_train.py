@@ -118,6 +118,7 @@ def transfer(store: Store, options: argparse.Namespace) -> dict[str, Any]:
     params = {
         "steps": options.steps, "block_steps": options.block_steps, "batch_size": options.batch_size,
         "learning_rate": options.learning_rate, "warmup_steps": 4, "fov_moves": options.fov_moves,
+        "trained_modules": options.trained_modules, "step_threads": options.threads,
         "validation_patches": options.validation_patches,
         "validation_fraction": 0.34, "validation_axis": "x", "augmentation": MILD,
     }  # fmt: skip
@@ -219,6 +220,8 @@ def main() -> None:
     parser.add_argument(
         "--fov-moves", type=int, default=1, help="transfer: moves of a patch; 0 takes a seventh of the time"
     )
+    parser.add_argument("--trained-modules", type=int, default=2, help="transfer: last modules that are trained")
+    parser.add_argument("--threads", type=int, default=2, help="transfer: threads of a step")
     parser.add_argument("--validation-patches", type=int, default=24, help="transfer: patches of a judgement")
     parser.add_argument("--test-patches", type=int, default=64, help="transfer: patches of the test half")
     parser.add_argument("--crop", type=int, default=96, help="transfer: edge of the crop that is segmented; 0: none")

@@ -137,7 +137,7 @@ def test_known_distortions_are_undone(store: Store, distorted: tuple[np.ndarray,
     assert scale == pytest.approx(1, abs=0.005)
     assert manifest.metrics["scale_error"] < 1e-4
     assert manifest.metrics["sections_ok"] == SECTIONS
-    assert manifest.metrics["pairs_ok"] == 2 * SECTIONS - 3
+    assert manifest.metrics["pairs_ok"] == SECTIONS - 1
     assert aligned.properties["source"] == stack
     # What is drawn is what the transforms say.
     transforms, image = AlignTransforms(aligned), open_volume(f"{aligned.data_uri}/image")
@@ -184,6 +184,8 @@ def test_bad_sections_are_bridged(
     bad = {missing: "missing", blank: "blank", foreign: "failed", 2: "flagged"}
     assert {i: status(aligned, i) for i in bad} == bad
     assert manifest.metrics["sections_ok"] == SECTIONS - 4
+    # The foreign section matches neither neighbour, those match each other.
+    assert manifest.metrics["pairs_failed"] >= 2
     image, transforms = open_volume(f"{aligned.data_uri}/image"), AlignTransforms(aligned)
     for i in (missing, blank, foreign):
         assert transforms.map(Z0 + i, [[0.0, 0.0]]) is None
@@ -194,7 +196,8 @@ def test_bad_sections_are_bridged(
         assert np.median(np.linalg.norm(around[1] - around[0], axis=1)) < 1.2
     adjacent, absolute, _ = errors(aligned, truth)
     assert np.median(adjacent) < 0.6
-    assert np.median(absolute) < 1.5
+    # Across three gaps the drift of tissue is less well known.
+    assert np.median(absolute) < 2.0
     assert aligned.properties["mask"]
     masks = open_volume(f"{aligned.data_uri}/mask")
     drawn = masks.read((Z0, *masks.start_zyx[1:]), (Z0 + 1, *masks.stop_zyx[1:]))

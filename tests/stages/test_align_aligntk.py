@@ -69,7 +69,7 @@ def moved(stack: Artifact, i: int) -> np.ndarray | None:
 
 def test_shifts_are_undone(store: Store, shifted: tuple[np.ndarray, np.ndarray], stand_ins: Path) -> None:
     pictures, shifts = shifted
-    manifest, aligned = align(store, publish(store, pictures), backend="aligntk", anchor=Z0 + 2, neighbours=1)
+    manifest, aligned = align(store, publish(store, pictures), backend="aligntk", anchor=Z0 + 2)
     for i in range(SECTIONS):
         found = moved(aligned, i)
         assert found is not None

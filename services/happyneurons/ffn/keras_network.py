@@ -46,6 +46,13 @@ def build_network(architecture: Architecture, weights: dict[str, np.ndarray] | N
     return network
 
 
+def freeze_modules(network: Any, modules: int) -> None:
+    """Keep the first `modules` modules as they are in training; the convolution to the mask is always trained."""
+    for i in range(modules):
+        for half in "ab":
+            network.get_layer(f"conv{i}_{half}").trainable = False
+
+
 def set_weights(network: Any, architecture: Architecture, weights: dict[str, np.ndarray]) -> None:
     """Put variables named as in `weight_shapes` into the network. Raises UserError if one does not fit."""
     check_weights(architecture, weights)

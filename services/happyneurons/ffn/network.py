@@ -19,9 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from happyneurons.ffn.architecture import Architecture, check_weights
-from happyneurons.ffn.keras_network import build_network, get_weights, set_weights
+from happyneurons.ffn.keras_network import build_network, freeze_modules, get_weights, set_weights
 
-__all__ = ["Predictor", "build_network", "get_weights", "keras", "set_weights", "tf", "use_threads"]
+__all__ = ["Predictor", "build_network", "freeze_modules", "get_weights", "keras", "set_weights", "tf", "use_threads"]
 
 
 def use_threads(threads: int) -> None:

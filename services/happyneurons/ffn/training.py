@@ -51,6 +51,12 @@ class TrainingOptions(BaseModel):
         "from an initial model",
     )
     warmup_steps: int = Field(100, ge=0, description="Steps over which the learning rate rises from 0")
+    trained_modules: int | None = Field(
+        None,
+        ge=0,
+        description="Train only so many of the last modules and the convolution to the mask; those before keep the "
+        "initial model's weights. Default: all. A step of fewer modules costs less, and fewer patches suffice",
+    )
     gradient_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient of all variables together")
     fov_moves: int = Field(
         1,
@@ -103,6 +109,8 @@ class Trainer:
         self.architecture, self.options = architecture, options
         self._net = net
         self.network = net.build_network(architecture, weights)
+        if options.trained_modules is not None:
+            net.freeze_modules(self.network, max(0, architecture.depth - options.trained_modules))
         self._optimizer = net.keras.optimizers.Adam(FROM_SCRATCH, global_clipnorm=options.gradient_clip)
         self._optimizer.build(self.network.trainable_variables)
         tf = net.tf

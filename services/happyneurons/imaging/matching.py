@@ -6,6 +6,7 @@ p in the first picture lies at p + shift in the second one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -111,9 +112,8 @@ def coarse_shift(
         keep_x, keep_y = np.abs(shifts_x - ex) <= rx, np.abs(shifts_y - ey) <= ry
     if not keep_x.any() or not keep_y.any():
         return None
-    sums = _overlap_sums(a, b, mask_a, mask_b)
-    count, sum_a, sum_b, square_a, square_b, product = (s[np.ix_(keep_y, keep_x)] for s in sums)
     shifts_x, shifts_y = shifts_x[keep_x], shifts_y[keep_y]
+    count, sum_a, sum_b, square_a, square_b, product = _overlap_sums(a, b, mask_a, mask_b, shifts_y, shifts_x)
     safe = np.maximum(count, 1.0)
     variance_a = np.maximum(square_a - sum_a**2 / safe, 0)
     variance_b = np.maximum(square_b - sum_b**2 / safe, 0)
@@ -141,40 +141,51 @@ def coarse_shift(
 
 
 def _overlap_sums(
-    a: np.ndarray, b: np.ndarray, mask_a: np.ndarray | None, mask_b: np.ndarray | None
+    a: np.ndarray,
+    b: np.ndarray,
+    mask_a: np.ndarray | None,
+    mask_b: np.ndarray | None,
+    shifts_y: NDArray[np.int64],
+    shifts_x: NDArray[np.int64],
 ) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats]:
-    """For every shift: number of valid pixels in both, Σa, Σb, Σa², Σb², Σab over them."""
+    """For the shifts asked for (ascending): number of valid pixels in both, Σa, Σb, Σa², Σb², Σab over them."""
     import scipy.fft
 
-    (ha, wa), (hb, wb) = a.shape, b.shape
-    shape = (ha + hb - 1, wa + wb - 1)
-    padded = [scipy.fft.next_fast_len(n, real=True) for n in shape]
+    # Just so large that no shift that is asked for wraps around.
+    padded = [
+        scipy.fft.next_fast_len(int(max(nb - shifts[0], na + shifts[-1])), real=True)
+        for na, nb, shifts in zip(a.shape, b.shape, (shifts_y, shifts_x), strict=True)
+    ]
 
     def spectrum(f: np.ndarray, conjugate: bool = False) -> np.ndarray:
         result = np.asarray(scipy.fft.rfft2(f, s=padded))
         return np.conj(result) if conjugate else result
 
     def correlate(fa: np.ndarray, fb: np.ndarray) -> Floats:
-        # Result [k] belongs to shift k - (size of a - 1): roll the negative shifts to the front.
         full = scipy.fft.irfft2(fa * fb, s=padded)
-        rolled = np.roll(full, (ha - 1, wa - 1), axis=(0, 1))
-        return np.asarray(rolled[: shape[0], : shape[1]], dtype=np.float64)
+        return np.asarray(full[np.ix_(shifts_y % padded[0], shifts_x % padded[1])], dtype=np.float64)
 
     a64, b64 = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if mask_a is None and mask_b is None:
         # Two rectangles: all sums but the product are box sums, which need no FFT.
-        count = _window(np.ones((ha, wa)), hb, wb, flip=True)
-        product = correlate(spectrum(a64, True), spectrum(b64))
+        in_a = [
+            _overlap_range(shifts, na, nb)
+            for shifts, na, nb in zip((shifts_y, shifts_x), a.shape, b.shape, strict=True)
+        ]
+        in_b = [
+            _overlap_range(-shifts, nb, na)
+            for shifts, na, nb in zip((shifts_y, shifts_x), a.shape, b.shape, strict=True)
+        ]
         return (
-            count,
-            _window(a64, hb, wb, flip=True),
-            _window(b64, ha, wa, flip=False),
-            _window(a64**2, hb, wb, flip=True),
-            _window(b64**2, ha, wa, flip=False),
-            product,
+            np.outer(*(np.maximum(stop - start, 0) for start, stop in in_a)).astype(np.float64),
+            _box_sums(a64, in_a),
+            _box_sums(b64, in_b),
+            _box_sums(a64**2, in_a),
+            _box_sums(b64**2, in_b),
+            correlate(spectrum(a64, True), spectrum(b64)),
         )
-    ma = np.ones((ha, wa)) if mask_a is None else (np.asarray(mask_a) > 0).astype(np.float64)
-    mb = np.ones((hb, wb)) if mask_b is None else (np.asarray(mask_b) > 0).astype(np.float64)
+    ma = np.ones(a.shape) if mask_a is None else (np.asarray(mask_a) > 0).astype(np.float64)
+    mb = np.ones(b.shape) if mask_b is None else (np.asarray(mask_b) > 0).astype(np.float64)
     a64, b64 = a64 * ma, b64 * mb
     fa, fa2, fma = spectrum(a64, True), spectrum(a64**2, True), spectrum(ma, True)
     fb, fb2, fmb = spectrum(b64), spectrum(b64**2), spectrum(mb)
@@ -188,19 +199,18 @@ def _overlap_sums(
     )
 
 
-def _window(f: Floats, height: int, width: int, *, flip: bool) -> Floats:
-    """Sum of f under a box of that size at every place where the two touch, in the order of shifts.
+def _overlap_range(shifts: NDArray[np.int64], size: int, other: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(start, stop) of the pixels of a picture that another one covers, for each shift along an axis."""
+    return np.clip(-shifts, 0, size), np.clip(other - shifts, 0, size)
 
-    flip: f is the first picture (a growing shift moves the box towards its beginning).
-    """
-    for axis, n in ((0, height), (1, width)):
-        m = f.shape[axis]
-        total = np.concatenate([np.zeros_like(np.take(f, [0], axis)), np.cumsum(f, axis)], axis)
-        k = np.arange(m + n - 1)
-        f = np.take(total, np.minimum(k + 1, m), axis) - np.take(total, np.maximum(k + 1 - n, 0), axis)
-        if flip:
-            f = np.flip(f, axis)
-    return f
+
+def _box_sums(f: Floats, ranges: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> Floats:
+    """Sums of f over all boxes of a range along y and a range along x."""
+    (y0, y1), (x0, x1) = ranges
+    rows = np.cumsum(np.pad(f, ((1, 0), (0, 0))), axis=0)
+    bands = rows[y1] - rows[y0]
+    columns = np.cumsum(np.pad(bands, ((0, 0), (1, 0))), axis=1)
+    return np.asarray(columns[:, x1] - columns[:, x0])
 
 
 # --- block matches ---------------------------------------------------------------------------
@@ -254,7 +264,7 @@ def match_blocks(
     hx, hy = half_px if isinstance(half_px, tuple) else (half_px, half_px)
     rx, ry = search_px if isinstance(search_px, tuple) else (search_px, search_px)
     (height_a, width_a), (height_b, width_b) = a.shape, b.shape
-    found_a, found_b, scores = [], [], []
+    found_a, found_b, scores, peaks = [], [], [], []
     for (xa, ya), (xb, yb) in zip(centres.tolist(), guesses.tolist(), strict=True):
         if xa < hx or ya < hy or xa + hx >= width_a or ya + hy >= height_a:
             continue
@@ -273,32 +283,40 @@ def match_blocks(
         _, score, _, (px, py) = cv2.minMaxLoc(scene)
         if not min_score <= score <= 1.01 or not 0 < px < scene.shape[1] - 1 or not 0 < py < scene.shape[0] - 1:
             continue
-        dx, dy = _peak_offset(scene, px, py)
+        peak = scene[py - 1 : py + 2, px - 1 : px + 2].copy()
         if max_ambiguity < 1:
             scene[max(0, py - 3) : py + 4, max(0, px - 3) : px + 4] = -1
             if float(scene.max()) > max_ambiguity * score:
                 continue
         found_a.append((xa, ya))
-        found_b.append((x0 + hx + px + dx, y0 + hy + py + dy))
+        found_b.append((x0 + hx + px, y0 + hy + py))
         scores.append(score)
+        peaks.append(peak)
     if not scores:
         return Matches.none()
-    return Matches(np.array(found_a, float), np.array(found_b, float), np.array(scores, float))
+    offsets = _peak_offsets(np.stack(peaks))
+    return Matches(np.array(found_a, float), np.array(found_b, float) + offsets, np.array(scores, float))
 
 
 def _peak_offset(surface: np.ndarray, x: int, y: int) -> tuple[float, float]:
-    """Where the maximum lies beside its pixel: top of the quadratic through the 3 x 3 pixels around it."""
+    """Where the maximum of a surface lies beside its pixel; (0, 0) at the surface's edge."""
     if not (0 < x < surface.shape[1] - 1 and 0 < y < surface.shape[0] - 1):
         return 0.0, 0.0
-    n = surface[y - 1 : y + 2, x - 1 : x + 2].astype(np.float64)
-    gx, gy = (n[1, 2] - n[1, 0]) / 2, (n[2, 1] - n[0, 1]) / 2
-    xx, yy = n[1, 2] - 2 * n[1, 1] + n[1, 0], n[2, 1] - 2 * n[1, 1] + n[0, 1]
-    xy = (n[2, 2] - n[2, 0] - n[0, 2] + n[0, 0]) / 4
+    dx, dy = _peak_offsets(surface[np.newaxis, y - 1 : y + 2, x - 1 : x + 2])[0]
+    return float(dx), float(dy)
+
+
+def _peak_offsets(around: np.ndarray) -> Floats:
+    """(n, 2) of (dx, dy): tops of the quadratics through (n, 3, 3) pixels around maxima; 0 where it has none."""
+    n = around.astype(np.float64)
+    gx, gy = (n[:, 1, 2] - n[:, 1, 0]) / 2, (n[:, 2, 1] - n[:, 0, 1]) / 2
+    xx, yy = n[:, 1, 2] - 2 * n[:, 1, 1] + n[:, 1, 0], n[:, 2, 1] - 2 * n[:, 1, 1] + n[:, 0, 1]
+    xy = (n[:, 2, 2] - n[:, 2, 0] - n[:, 0, 2] + n[:, 0, 0]) / 4
     det = xx * yy - xy * xy
-    if not (xx < 0 and yy < 0 and det > 1e-3 * xx * yy):
-        return 0.0, 0.0
-    dx, dy = (xy * gy - yy * gx) / det, (xy * gx - xx * gy) / det
-    return float(np.clip(dx, -1, 1)), float(np.clip(dy, -1, 1))
+    top = (xx < 0) & (yy < 0) & (det > 1e-3 * xx * yy)
+    safe = np.where(top, det, 1.0)
+    offsets = np.stack([(xy * gy - yy * gx) / safe, (xy * gx - xx * gy) / safe], axis=1)
+    return np.where(top[:, np.newaxis], np.clip(offsets, -1, 1), 0.0)
 
 
 def block_centres(x0: float, y0: float, x1: float, y1: float, step_px: float) -> Floats:

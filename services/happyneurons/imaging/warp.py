@@ -108,6 +108,17 @@ class GridWarp:
         x0, y0: target coordinates of the block's first pixel centre. The inverse is computed every
         `step` px and interpolated linearly between. Never NaN: a fold gets the nearest solution found.
         """
+        relative, low, _ = self.relative_inverse_field(x0, y0, width, height, step)
+        return np.ascontiguousarray(relative + low.astype(np.float32))
+
+    def relative_inverse_field(
+        self, x0: float, y0: float, width: int, height: int, step: int = 16, margin: int = 0
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+        """(`inverse_field` less low, low, high): all sources and `margin` px around them lie in low <= (x, y) < high.
+
+        low, high: whole px. float32 has 24 bits: relative to low it keeps 1e-4 px on any canvas, and
+        cv2.remap can draw from the part of the source that starts there.
+        """
         import cv2
 
         # Samples lie where cv2.resize, which works with pixel centres, takes them to be, and one
@@ -116,29 +127,36 @@ class GridWarp:
         x = x0 + step * (np.arange(nx) - 1) + (step - 1) / 2
         y = y0 + step * (np.arange(ny) - 1) + (step - 1) / 2
         samples, _ = self._solve(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
-        coarse = samples.reshape(ny, nx, 2)
-        # float32 has 24 bits: interpolating relative to the block's middle keeps 1e-4 px on any canvas.
-        middle = coarse[ny // 2, nx // 2].copy()
-        relative = (coarse - middle).astype(np.float32)
+        low = np.floor(samples.min(axis=0)).astype(np.int64) - margin
+        high = np.ceil(samples.max(axis=0)).astype(np.int64) + margin + 1
+        relative = (samples - low).reshape(ny, nx, 2).astype(np.float32)
         full = cv2.resize(relative, (nx * step, ny * step), interpolation=cv2.INTER_LINEAR)
-        field = full[step : step + height, step : step + width] + middle.astype(np.float32)
-        return np.ascontiguousarray(field, dtype=np.float32)
+        return full[step : step + height, step : step + width], low, high
+
+    def inner_bounds(self, width: float, height: float) -> tuple[float, float, float, float]:
+        """(x0, y0, x1, y1) in the target that a source image of that size covers for sure; empty if x1 < x0.
+
+        For warps that turn by less than 45 degrees.
+        """
+        left, right, top, bottom = (self.map(side) for side in self._sides(width, height))
+        return float(left[:, 0].max()), float(top[:, 1].max()), float(right[:, 0].min()), float(bottom[:, 1].min())
 
     def bounds(self, width: float, height: float) -> tuple[float, float, float, float]:
         """(x0, y0, x1, y1) in the target that holds all pixel centres of a source image of that size."""
-        xs = np.append(np.arange(0.0, width - 1, max(1.0, self.spacing_px / 2)), width - 1.0)
-        ys = np.append(np.arange(0.0, height - 1, max(1.0, self.spacing_px / 2)), height - 1.0)
-        edge = np.concatenate(
-            [
-                np.column_stack([xs, np.zeros_like(xs)]),
-                np.column_stack([xs, np.full_like(xs, height - 1.0)]),
-                np.column_stack([np.zeros_like(ys), ys]),
-                np.column_stack([np.full_like(ys, width - 1.0), ys]),
-            ]
-        )
-        mapped = self.map(edge)
+        mapped = self.map(np.concatenate(self._sides(width, height)))
         low, high = mapped.min(axis=0), mapped.max(axis=0)
         return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+    def _sides(self, width: float, height: float) -> tuple[Floats, Floats, Floats, Floats]:
+        """Points along the left, right, top and bottom pixel centres of a source image, twice in each grid cell."""
+        xs = np.append(np.arange(0.0, width - 1, max(1.0, self.spacing_px / 2)), width - 1.0)
+        ys = np.append(np.arange(0.0, height - 1, max(1.0, self.spacing_px / 2)), height - 1.0)
+        return (
+            np.column_stack([np.zeros_like(ys), ys]),
+            np.column_stack([np.full_like(ys, width - 1.0), ys]),
+            np.column_stack([xs, np.zeros_like(xs)]),
+            np.column_stack([xs, np.full_like(xs, height - 1.0)]),
+        )
 
     # --- keeping it --------------------------------------------------------------------------
 

@@ -17,6 +17,8 @@ from happyneurons.jobs.stage import Context, Task, TaskResult
 from happyneurons.stages.align import aligntk
 from happyneurons.stages.align.params import AlignParams, AlignTKParams
 from happyneurons.stages.align.stage import (
+    PAIR_ROUNDS,
+    BridgePairs,
     MatchPairs,
     SolveStack,
     good_sections,
@@ -138,6 +140,10 @@ class RegisterPairs(MatchPairs):
             (folder / name).mkdir()
 
 
+class RegisterBridges(RegisterPairs, BridgePairs):
+    """The same for the pairs that lead past neighbours that do not match."""
+
+
 class RelaxStack(SolveStack):
     """One task: the places of all sections by `align`, a relaxation of springs over the maps of the pairs."""
 
@@ -147,7 +153,7 @@ class RelaxStack(SolveStack):
 
         image, store, params = input_image(context), context.output_store("stack"), context.params
         good = good_sections(context)
-        usable = [data for _, data in context.results(MatchPairs.name) if data["ok"]]
+        usable = [data for name in PAIR_ROUNDS for _, data in context.results(name) if data["ok"]]
         kept = matched_sections(good, usable, params.anchor)
         maps = self._relax(context, kept, [(p["a"], p["b"]) for p in usable])
         pairs = load_pairs(kept, usable, lambda a, b: store.get_arrays(matches_path(a, b)))

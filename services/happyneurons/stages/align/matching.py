@@ -171,14 +171,20 @@ def _correlation_peaks(
     valid = local_mean(a_mask * b_mask) / inside > _MINIMUM_VALID
     size = 2 * radius + 1
     power_a = local_mean(a * a * b_mask)
+    # Power changes little over a shift: that of no shift, moved, does for all.
+    power_b = local_mean(b * b * a_mask)
     wide_b = cv2.copyMakeBorder(b, radius, radius, radius, radius, cv2.BORDER_CONSTANT)
     table = np.empty((size, size, ny, nx), np.float32)
     height, width = a.shape
     for dy in range(size):
         for dx in range(size):
             moved = wide_b[dy : dy + height, dx : dx + width]
-            power_b = local_mean(moved * moved * a_mask)
-            table[dy, dx] = local_mean(a * moved) / np.sqrt(power_a * power_b + 1e-6)
+            shift_cells = np.array([[1, 0, (dx - radius) / cell], [0, 1, (dy - radius) / cell]])
+            power = cv2.warpAffine(
+                power_b, shift_cells, (nx, ny), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                borderMode=cv2.BORDER_REPLICATE,
+            )  # fmt: skip
+            table[dy, dx] = local_mean(a * moved) / np.sqrt(power_a * power + 1e-6)
     flat = table.reshape(size * size, ny, nx)
     best = flat.argmax(axis=0)
     by, bx = np.divmod(best, size)

@@ -11,11 +11,14 @@ from pydantic import Field, field_validator
 from happyneurons.jobs.stage import StageParams
 
 # Sizes that fit neuropil, from FIB-SEM of the Drosophila medulla at 10 nm.
-_WINDOW_NM = 140.0
+_WINDOW_NM = 170.0
 _DETAIL_NM = 10.0
-_DRIFT_RANGE_NM = 400.0
-_PERSISTENCE_NM = 80.0
+_DRIFT_RANGE_NM = 325.0
+_PERSISTENCE_NM = 43.0
 _NOISE = 0.15
+# Px of a working picture in the thickness of a section; smaller pictures than this are not averaged for it.
+_PX_PER_THICKNESS = 4.0
+_LEAST_WORKING_SIZE_PX = 512
 
 
 class AlignTKParams(StageParams):
@@ -58,17 +61,28 @@ class AlignParams(StageParams):
         None, description="Settings of the aligntk backend; null: defaults", exclude_if=lambda value: value is None
     )
     neighbours: int = Field(
-        2, ge=1, le=5, description="Each section is matched with so many good ones above it; 2 bridges a bad match"
+        1, ge=1, le=5, description="Each section is matched with so many good ones above it; more costs more"
+    )
+    bridge_sections: int = Field(
+        3,
+        ge=1,
+        le=10,
+        description="Where two neighbours do not match, sections on both sides of them are matched that are at most so "
+        "far apart (counted in good sections)",
     )
     working_size_px: int = Field(
-        1280, ge=128, le=8192, description="Sections larger than this are averaged down for matching (px)"
+        1280,
+        ge=128,
+        le=8192,
+        description="Sections are averaged down for matching if they are larger than this (px), or if their px are "
+        "finer than a quarter of their thickness: such detail is not found again in the next section",
     )
     max_shift_px: float | None = Field(
         None, gt=0, le=100_000, description="Largest shift between neighbours (px); null: a tenth of the section"
     )
     max_rotation_deg: float = Field(5.0, ge=0, le=45, description="Largest rotation between neighbours (degrees)")
     window_nm: float | None = Field(
-        None, gt=0, le=1e6, description="Size of the compared surroundings of a place (sd, nm); null: 140 if sensible"
+        None, gt=0, le=1e6, description="Size of the compared surroundings of a place (sd, nm); null: 170 if sensible"
     )
     match_spacing_px: float | None = Field(
         None, ge=4, le=10_000, description="Distance of matched places (px); null: a 40th of the section, at least 16"
@@ -78,13 +92,13 @@ class AlignParams(StageParams):
     )
     min_found: float = Field(0.1, gt=0, le=1, description="... and if this part of its places was found")
     grid_spacing_px: float | None = Field(
-        None, ge=8, le=10_000, description="Distance of the nodes of a section's warp (px); null: a 32nd, at least 24"
+        None, ge=8, le=10_000, description="Distance of the nodes of a section's warp (px); null: a 20th, at least 24"
     )
     distortion_px: float | None = Field(
         None, gt=0, le=10_000, description="Typical elastic distortion of a section (rms, px); null: estimated"
     )
     distortion_range: float = Field(
-        0.4, gt=0.01, le=10, description="Distance over which distortion changes, as part of the section's size"
+        0.6, gt=0.01, le=10, description="Distance over which distortion changes, as part of the section's size"
     )
     drift_slope: float = Field(
         0.25,
@@ -129,14 +143,15 @@ class Lengths:
     @classmethod
     def of(cls, params: AlignParams, width: int, height: int, voxel_size_nm_xyz: tuple[float, float, float]) -> Lengths:
         small, large = min(width, height), max(width, height)
-        factor = max(1, math.ceil(large / params.working_size_px))
         pixel_nm, thickness_nm = voxel_size_nm_xyz[0], voxel_size_nm_xyz[2]
+        fine = min(int(thickness_nm / pixel_nm / _PX_PER_THICKNESS), small // _LEAST_WORKING_SIZE_PX)
+        factor = max(1, fine, math.ceil(large / params.working_size_px))
         working_nm = pixel_nm * factor
         # Voxel sizes may be made up: limits in px keep the result usable.
         window = params.window_nm / working_nm if params.window_nm else _between(_WINDOW_NM / working_nm, 12, 28)
         thickness_px = thickness_nm / pixel_nm
         spacing = params.match_spacing_px or max(16.0, small / 40)
-        nodes = params.grid_spacing_px or max(24.0, small / 32)
+        nodes = params.grid_spacing_px or max(24.0, small / 20)
         return cls(
             factor=factor,
             window_px=window,

@@ -31,25 +31,27 @@ def draw_block(
     """
     y0, x0, y1, x1 = box
     # 8 px: grid nodes lie closer than 32 px in small sections, and rows of equal brightness show any kink.
-    field = warp.inverse_field(x0, y0, x1 - x0, y1 - y0, 8)
+    field, start, stop = warp.relative_inverse_field(x0, y0, x1 - x0, y1 - y0, 8, _RIM_PX)
     _, top, left = source.start_zyx
     _, bottom, right = source.stop_zyx
     picture = np.zeros((y1 - y0, x1 - x0), np.uint8)
     valid = None if mask is None else picture.copy()
-    a0 = np.maximum(np.floor(field.min(axis=(0, 1))).astype(int) - _RIM_PX, [left, top])
-    a1 = np.minimum(np.ceil(field.max(axis=(0, 1))).astype(int) + _RIM_PX + 1, [right, bottom])
+    a0, a1 = np.maximum(start, [left, top]), np.minimum(stop, [right, bottom])
     if (a0 >= a1).any():
         return picture, valid
     low, high = (z, int(a0[1]), int(a0[0])), (z + 1, int(a1[1]), int(a1[0]))
     pixels = source.read(low, high)[0]
-    u, v = field[..., 0] - np.float32(a0[0]), field[..., 1] - np.float32(a0[1])
-    drawn = cv2.remap(pixels, u, v, INTERPOLATIONS[interpolation], borderMode=cv2.BORDER_REPLICATE)
-    there = cv2.remap((pixels > 0).astype(np.uint8), u, v, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
-    picture = np.where(there > 0, np.maximum(drawn, 1), 0).astype(np.uint8)
-    if mask is not None:
-        valid = cv2.remap(
-            mask.read(low, high)[0], u, v, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT
+    if (a0 != start).any():
+        field = field + (start - a0).astype(np.float32)
+    drawn = cv2.remap(pixels, field, None, INTERPOLATIONS[interpolation], borderMode=cv2.BORDER_REPLICATE)
+    picture = np.maximum(drawn, 1)
+    if (a0 != start).any() or (a1 != stop).any() or not pixels.all():
+        there = cv2.remap(
+            (pixels > 0).astype(np.uint8), field, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT
         )  # fmt: skip
+        picture[there == 0] = 0
+    if mask is not None:
+        valid = cv2.remap(mask.read(low, high)[0], field, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
     return picture, valid
 
 

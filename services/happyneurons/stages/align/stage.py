@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from happyneurons.errors import NotFoundError, UserError
@@ -121,7 +122,7 @@ class PrepareSections(Round):
 
 
 class MatchPairs(Round):
-    """Each good section and the next good ones above it: a bad section is bridged by itself."""
+    """Each good section and the next good ones above it: sections without a picture are bridged by that."""
 
     name = "pairs"
 
@@ -191,6 +192,27 @@ class MatchPairs(Round):
         return kept[z]
 
 
+class BridgePairs(MatchPairs):
+    """Around neighbours that do not match: pairs that lead past them."""
+
+    name = "bridges"
+
+    def plan(self, context: Context[Any]) -> Iterable[Task]:
+        good, params = good_sections(context), context.params
+        joined = {(d["a"], d["b"]) for _, d in context.results(MatchPairs.name) if d["ok"]}
+        tried, most = set[tuple[int, int]](), params.bridge_sections
+        for i, pair in enumerate(pairwise(good)):
+            if pair not in joined:
+                first = range(max(0, i + 1 - most), i + 1)
+                tried |= {(j, k) for j in first for k in range(i + 1, min(len(good), j + most + 1))}
+        for j, k in sorted(tried):
+            if k - j > params.neighbours:
+                yield Task(key=f"{good[j]:06d}_{good[k]:06d}", payload={"a": good[j], "b": good[k]})
+
+
+PAIR_ROUNDS = (MatchPairs.name, BridgePairs.name)
+
+
 class SolveStack(Round):
     """One task: the places of all sections."""
 
@@ -209,7 +231,7 @@ class SolveStack(Round):
         image = input_image(context)
         store = context.output_store("stack")
         px = lengths(context)
-        pairs = [data for _, data in context.results(MatchPairs.name)]
+        pairs = [data for name in PAIR_ROUNDS for _, data in context.results(name)]
         placed = place_stack(
             good_sections(context),
             pairs,
@@ -309,7 +331,7 @@ class Align(Stage[AlignParams]):
     (the averaged pictures they were found in) and `solution.json` (figures of all sections); with the
     aligntk backend, `aligntk/` (what its programs wrote and said; docs/align.md)."""
 
-    name, version = "align", "1"
+    name, version = "align", "2"
     summary = "Aligns the sections of a stack elastically; bridges bad ones; keeps scale and oblique tissue as they are"
     Params = AlignParams
     inputs = {"stack": InputSpec("section_stack", "sections, each roughly in place")}
@@ -335,10 +357,10 @@ class Align(Stage[AlignParams]):
 
     def rounds(self, context: Context[AlignParams]) -> Sequence[Round]:
         if context.params.backend == "aligntk":
-            from happyneurons.stages.align.aligntk_rounds import RegisterPairs, RelaxStack
+            from happyneurons.stages.align.aligntk_rounds import RegisterBridges, RegisterPairs, RelaxStack
 
-            return [PrepareSections(), RegisterPairs(), RelaxStack(), RenderSections()]
-        return [PrepareSections(), MatchPairs(), SolveStack(), RenderSections()]
+            return [PrepareSections(), RegisterPairs(), RegisterBridges(), RelaxStack(), RenderSections()]
+        return [PrepareSections(), MatchPairs(), BridgePairs(), SolveStack(), RenderSections()]
 
     def finish(self, context: Context[AlignParams]) -> StageResult:
         image, stack, box = input_image(context), context.input("stack"), _output_bounds(context)
@@ -347,9 +369,9 @@ class Align(Stage[AlignParams]):
         metrics: dict[str, float] = {
             f"sections_{status}": float(sections.count(status)) for status in ("ok", "flagged", *NO_PICTURE)
         }
-        pairs = [data["ok"] for _, data in context.results(MatchPairs.name)]
+        pairs = [data["ok"] for name in PAIR_ROUNDS for _, data in context.results(name)]
         metrics["pairs_ok"] = float(sum(pairs))
-        metrics["pairs_failed"] = float(len(pairs) - sum(pairs) + len(context.quarantined(MatchPairs.name)))
+        metrics["pairs_failed"] = float(len(pairs) - sum(pairs) + sum(len(context.quarantined(n)) for n in PAIR_ROUNDS))
         for _, summary in context.results(SolveStack.name):
             metrics |= {name: float(value) for name, value in summary.items()}
         output = Output(

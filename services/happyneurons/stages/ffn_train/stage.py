@@ -44,6 +44,11 @@ class FfnTrain(Stage[FfnTrainParams]):
                 "larger params.block_steps",
                 [("params.block_steps", f"at least {-(-params.steps // MAX_BLOCKS)}")],
             )
+        if params.trained_modules is not None and session.initial_model is None:
+            raise UserError(
+                "ffn-train: params.trained_modules keeps the other modules of an initial model, and none is given",
+                [("params.trained_modules", "left out, or give the input initial_model")],
+            )
         if params.validation_fraction and context.inputs.get("validation_image"):
             raise UserError("ffn-train: give validation volumes or params.validation_fraction, not both")
         if not any(r.validation for r in session.regions):

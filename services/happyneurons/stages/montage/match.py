@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,30 @@ class PairMatches:
     contrast_a: float
     contrast_b: float
     blocks: int
+
+
+def matches_to_arrays(found: Mapping[tuple[int, int], PairMatches]) -> dict[str, np.ndarray]:
+    """Arrays for an npz: `pairs` (n, 2), `grey` (n, 5), and for each pair its points and scores (m, 5)."""
+    keys = sorted(found)
+    matches = [found[k].matches for k in keys]
+    points = {f"points_{i:06d}": np.column_stack([m.xy_a, m.xy_b, m.score]) for i, m in enumerate(matches)}
+    grey = [[p.mean_a, p.mean_b, p.contrast_a, p.contrast_b, p.blocks] for p in (found[k] for k in keys)]
+    return {
+        "pairs": np.array(keys, dtype=np.int64).reshape(-1, 2),
+        "grey": np.array(grey, dtype=np.float64).reshape(-1, 5),
+        **points,
+    }
+
+
+def matches_from_arrays(arrays: Mapping[str, np.ndarray]) -> dict[tuple[int, int], PairMatches]:
+    """What `matches_to_arrays` made."""
+    found = {}
+    for i, ((a, b), grey) in enumerate(zip(arrays["pairs"].tolist(), arrays["grey"].tolist(), strict=True)):
+        points = arrays[f"points_{i:06d}"]
+        matches = Matches(points[:, :2], points[:, 2:4], points[:, 4])
+        mean_a, mean_b, contrast_a, contrast_b, blocks = grey
+        found[a, b] = PairMatches(a, b, matches, mean_a, mean_b, contrast_a, contrast_b, int(blocks))
+    return found
 
 
 @dataclass(frozen=True)

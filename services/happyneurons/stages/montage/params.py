@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from happyneurons.jobs.stage import StageParams
 
@@ -51,21 +51,74 @@ DEFAULT_SETS = (
 )
 
 
+class OctaveSet(BaseModel):
+    """One set of parameters of TrakEM2: the sizes between which it looks for SIFT features."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_octave_size_px: int = Field(ge=16, le=100_000, description="Smallest size a tile is scaled down to (px)")
+    max_octave_size_px: int = Field(ge=16, le=100_000, description="Size a tile is scaled down to first (px)")
+
+    @property
+    def name(self) -> str:
+        """Shown in reports and metrics."""
+        return f"octaves_{self.min_octave_size_px}_{self.max_octave_size_px}"
+
+    @model_validator(mode="after")
+    def _in_order(self) -> OctaveSet:
+        if self.min_octave_size_px > self.max_octave_size_px:
+            raise ValueError("min_octave_size_px must not be above max_octave_size_px")
+        return self
+
+
+# Table 1 of the HAPPYNeurons paper, cheapest first.
+DEFAULT_OCTAVE_SETS = tuple(
+    OctaveSet(min_octave_size_px=least, max_octave_size_px=most)
+    for least, most in ((400, 2000), (400, 3000), (400, 3500), (1000, 3500))
+)
+
+
 class MontageParams(StageParams):
-    backend: Literal["native"] = Field("native", description="Program that does it")
+    backend: Literal["native", "trakem2"] = Field(
+        "native",
+        description="Program that does it: our own, or TrakEM2 in the Fiji that HPN_TRAKEM2 names (GPL; tiles are "
+        "moved and turned, not bent; exposure, feather_px, interpolation and the elastic grid mean nothing to it)",
+    )
     sets: tuple[MatchSet, ...] = Field(
         DEFAULT_SETS,
         min_length=1,
         max_length=20,
         description="Parameter sets tried in this order on a section until one gives an ok; else the best result stays",
     )
+    octave_sets: tuple[OctaveSet, ...] = Field(
+        DEFAULT_OCTAVE_SETS,
+        min_length=1,
+        max_length=20,
+        description="The same for TrakEM2; it is judged by seams that the sets above find in its result",
+    )
+    max_size_deviation: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="A picture of TrakEM2 is taken if width and height are nominal up to this part of them",
+    )
+    trakem2_timeout_s: float = Field(
+        7200.0, gt=0, le=1e6, description="TrakEM2 is ended if a section takes longer with one set (s)"
+    )
     max_seam_median_px: float = Field(1.0, gt=0, le=100, description="A section is ok up to this median residual (px)")
     max_seam_p95_px: float = Field(3.0, gt=0, le=1000, description="… and this 95th percentile of residuals (px)")
     node_spacing_px: float = Field(
         180.0, ge=16, le=10_000, description="Distance of the nodes of a tile's elastic grid (px); at most 24 a side"
     )
-    membrane: float = Field(0.3, gt=0, le=1e4, description="Stiffness against stretching and shearing a tile")
-    bending: float = Field(3.0, gt=0, le=1e4, description="Stiffness against bending a tile")
+    lens_sections: int = Field(
+        16,
+        ge=0,
+        le=1000,
+        description="So many sections, spread over the stack, tell the distortion of the optics, which all "
+        "tiles share; it is used as far as they agree on it. 0: none",
+    )
+    membrane: float = Field(0.1, gt=0, le=1e4, description="Stiffness against stretching and shearing a tile")
+    bending: float = Field(1.0, gt=0, le=1e4, description="Stiffness against bending a tile")
     exposure: bool = Field(True, description="Even out brightness and contrast of the tiles of a section")
     feather_px: float = Field(32.0, ge=0, le=1000, description="Width of the band in which tiles are blended (px)")
     interpolation: Literal["linear", "cubic", "lanczos"] = Field("cubic", description="How pixels are resampled")
@@ -80,12 +133,17 @@ class MontageParams(StageParams):
     )
     tile_cache_mb: int = Field(1024, ge=16, le=1_000_000, description="Memory for decoded tiles (MB), for each rank")
 
-    @field_validator("sets")
+    @field_validator("sets", "octave_sets")
     @classmethod
-    def _names_differ(cls, sets: tuple[MatchSet, ...]) -> tuple[MatchSet, ...]:
+    def _names_differ(cls, sets: tuple[MatchSet | OctaveSet, ...]) -> tuple[MatchSet | OctaveSet, ...]:
         if len({s.name for s in sets}) != len(sets):
             raise ValueError("each set needs a name of its own")
         return sets
+
+    @property
+    def set_names(self) -> tuple[str, ...]:
+        """The parameter sets that the backend tries, in their order."""
+        return tuple(s.name for s in (self.octave_sets if self.backend == "trakem2" else self.sets))
 
     @field_validator("grey_range")
     @classmethod

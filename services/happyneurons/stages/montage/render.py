@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -15,6 +16,8 @@ from happyneurons.stages.montage.tiles import Tile, TileReader
 INTERPOLATIONS = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC, "lanczos": cv2.INTER_LANCZOS4}
 # Inverse maps are computed every so many px; tiles bend over hundreds.
 _STEP_PX = 32
+# Pixels around the needed part of a tile that interpolation may touch.
+_RIM_PX = 5
 
 
 @dataclass(frozen=True)
@@ -51,36 +54,80 @@ def render(layers: Sequence[Layer], box: Box, reader: TileReader, feather_px: fl
     rim); around the line where two are equally deep they are blended over a band of feather_px.
     """
     pieces = [p for p in (_piece(layer, box, reader, interpolation) for layer in layers) if p is not None]
-    height, width = box.y1 - box.y0, box.x1 - box.x0
-    deepest = np.full((height, width), -1.0, np.float32)
-    for piece in pieces:
-        np.maximum(deepest[piece.where], piece.depth, out=deepest[piece.where])
-    if len(pieces) < 2:
-        result = np.zeros((height, width), np.uint8)
-        for piece in pieces:
-            result[piece.where] = np.where(piece.depth >= 0, piece.picture, 0)
-        return result
-    total = np.zeros((height, width), np.float32)
-    weights = np.full((height, width), 1e-6, np.float32)
-    band = np.float32(max(feather_px, 1.0))
-    for piece in pieces:
-        # Full where this tile is the deepest by more than the band, falling to 0 where it is less deep
-        # by as much. Thin overlaps are narrower than the band: no tile may end abruptly there.
-        weight = np.minimum(piece.depth - deepest[piece.where] + band, piece.depth + 1)
-        weight = np.where(piece.depth >= 0, np.maximum(weight, 0), 0)
-        total[piece.where] += weight * piece.picture
-        weights[piece.where] += weight
-    blended = np.rint(total / weights)
-    return np.where(deepest >= 0, blended, 0).astype(np.uint8)
+    result = np.zeros((box.y1 - box.y0, box.x1 - box.x0), np.uint8)
+    # Most of a section is shown by one tile: only where rims or several tiles are, depths are needed.
+    for cell in _cells(pieces, result.shape):
+        there = [p for p in pieces if _touches(p.outer, cell)]
+        where = np.s_[cell.y0 : cell.y1, cell.x0 : cell.x1]
+        if len(there) == 1 and _holds(there[0].inner, cell):
+            result[where] = there[0].picture[there[0].part(cell)]
+        elif there:
+            result[where] = _blend(there, cell, feather_px)
+    return result
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Part of a box that a tile may cover. picture: uint8; depth: px from the tile's rim, negative outside."""
+    """Part of a box that a tile may cover; boxes are in px of the box that is drawn.
 
-    where: tuple[slice, slice]
+    outer: what `picture` (uint8) and `source` (tile px less start, float32) hold; inner: what the tile
+    covers for sure.
+    """
+
+    outer: Box
+    inner: Box
     picture: np.ndarray
-    depth: np.ndarray
+    source: np.ndarray
+    start: np.ndarray
+    size: tuple[int, int]
+
+    def part(self, cell: Box) -> tuple[slice, slice]:
+        """Where a cell inside of `outer` lies in the arrays."""
+        x, y = self.outer.x0, self.outer.y0
+        return slice(cell.y0 - y, cell.y1 - y), slice(cell.x0 - x, cell.x1 - x)
+
+    def depth(self, cell: Box) -> np.ndarray:
+        """px from the tile's rim, negative outside, float32."""
+        x, y = cv2.split(self.source[self.part(cell)])
+        (x0, y0), (width, height) = self.start.astype(np.float32), self.size
+        depth = np.minimum(np.minimum(x + x0, width - 1 - x0 - x), np.minimum(y + y0, height - 1 - y0 - y))
+        return np.asarray(depth, dtype=np.float32)
+
+
+def _blend(pieces: Sequence[_Piece], cell: Box, feather_px: float) -> np.ndarray:
+    shape = (cell.y1 - cell.y0, cell.x1 - cell.x0)
+    depths = [p.depth(cell) for p in pieces]
+    deepest = np.maximum.reduce(depths)
+    total, weights = np.zeros(shape, np.float32), np.full(shape, 1e-6, np.float32)
+    band = np.float32(max(feather_px, 1.0))
+    for piece, depth in zip(pieces, depths, strict=True):
+        # Full where this tile is the deepest by more than the band, falling to 0 where it is less deep
+        # by as much. Thin overlaps are narrower than the band: no tile may end abruptly there.
+        weight = np.minimum(depth - deepest + band, depth + 1)
+        weight = np.where(depth >= 0, np.maximum(weight, 0), 0)
+        total += weight * piece.picture[piece.part(cell)]
+        weights += weight
+    return np.where(deepest >= 0, np.rint(total / weights), 0).astype(np.uint8)
+
+
+def _cells(pieces: Sequence[_Piece], shape: tuple[int, ...]) -> Iterator[Box]:
+    """The box cut along all edges of its pieces: within a cell the same pieces are there."""
+    xs, ys = {0, shape[1]}, {0, shape[0]}
+    for piece in pieces:
+        for b in (piece.outer, piece.inner):
+            xs |= {x for x in (b.x0, b.x1) if 0 < x < shape[1]}
+            ys |= {y for y in (b.y0, b.y1) if 0 < y < shape[0]}
+    for y0, y1 in pairwise(sorted(ys)):
+        for x0, x1 in pairwise(sorted(xs)):
+            yield Box(x0, y0, x1, y1)
+
+
+def _touches(box: Box, cell: Box) -> bool:
+    return box.x0 < cell.x1 and cell.x0 < box.x1 and box.y0 < cell.y1 and cell.y0 < box.y1
+
+
+def _holds(box: Box, cell: Box) -> bool:
+    return box.x0 <= cell.x0 and cell.x1 <= box.x1 and box.y0 <= cell.y0 and cell.y1 <= box.y1
 
 
 def _piece(layer: Layer, box: Box, reader: TileReader, interpolation: str) -> _Piece | None:
@@ -91,21 +138,18 @@ def _piece(layer: Layer, box: Box, reader: TileReader, interpolation: str) -> _P
     right, bottom = min(box.x1, int(np.ceil(x1)) + 2), min(box.y1, int(np.ceil(y1)) + 2)
     if left >= right or top >= bottom:
         return None
-    source_x, source_y = cv2.split(layer.warp.inverse_field(left, top, right - left, bottom - top, _STEP_PX))
-    depth = np.minimum(
-        np.minimum(source_x, tile.width - 1 - source_x), np.minimum(source_y, tile.height - 1 - source_y)
-    )
-    # Only the part of the tile that is needed: cv2.remap takes sources of at most 32767 px a side.
-    low_x, high_x, *_ = cv2.minMaxLoc(source_x)
-    low_y, high_y, *_ = cv2.minMaxLoc(source_y)
-    a0, b0 = max(0, int(low_x) - 8), max(0, int(low_y) - 8)
-    a1, b1 = min(tile.width, int(high_x) + 9), min(tile.height, int(high_y) + 9)
-    if a0 >= a1 or b0 >= b1:
-        return None
-    picture = cv2.remap(
-        reader.read(tile)[b0:b1, a0:a1], source_x - a0, source_y - b0, INTERPOLATIONS[interpolation],
-        borderMode=cv2.BORDER_REPLICATE,
+    source, start, stop = layer.warp.relative_inverse_field(
+        left, top, right - left, bottom - top, _STEP_PX, _RIM_PX
     )  # fmt: skip
+    # Only the part of the tile that is needed: cv2.remap takes sources of at most 32767 px a side.
+    low, high = np.maximum(start, 0), np.minimum(stop, (tile.width, tile.height))
+    if (low >= high).any():
+        return None
+    pixels = reader.read(tile)[low[1] : high[1], low[0] : high[0]]
+    where = source if (low == start).all() else source + (start - low).astype(np.float32)
+    picture = cv2.remap(pixels, where, None, INTERPOLATIONS[interpolation], borderMode=cv2.BORDER_REPLICATE)
     picture = np.asarray(cv2.LUT(picture, lookup_table(layer.gain, layer.offset)))
-    where = (slice(top - box.y0, bottom - box.y0), slice(left - box.x0, right - box.x0))
-    return _Piece(where, picture, np.asarray(depth, dtype=np.float32))
+    a0, b0, a1, b1 = layer.warp.inner_bounds(tile.width, tile.height)
+    outer = Box(left - box.x0, top - box.y0, right - box.x0, bottom - box.y0)
+    inner = Box(int(np.ceil(a0)) - box.x0, int(np.ceil(b0)) - box.y0, int(a1) - box.x0, int(b1) - box.y0)
+    return _Piece(outer, inner, picture, source, start, (tile.width, tile.height))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +11,12 @@ import numpy as np
 from happyneurons.errors import TaskError
 from happyneurons.imaging.transforms import tile_prefix
 from happyneurons.stages.montage.exposure import exposures
+from happyneurons.stages.montage.lens import Contribution, Lens
 from happyneurons.stages.montage.match import PairMatches, match_pair
 from happyneurons.stages.montage.params import MatchSet, MontageParams
 from happyneurons.stages.montage.render import Box, Layer, blocks, render
-from happyneurons.stages.montage.solve import Placement, place
+from happyneurons.stages.montage.sets import Stopwatch, Try, verdicts
+from happyneurons.stages.montage.solve import Placement, lens_contribution, place
 from happyneurons.stages.montage.tiles import Section, Tile, TileReader, neighbours
 
 
@@ -40,38 +42,64 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Montage:
-    """A section that was placed: layers in px of the canvas and its document's figures."""
+    """A section that was placed: layers in px of the canvas, its document's figures, the sets tried on it."""
 
     layers: list[Layer]
     figures: dict[str, Any]
+    tries: tuple[Try, ...] = ()
+
+
+Found = Mapping[tuple[int, int], PairMatches]
+"""Matches by the indices of the two tiles among those of a section that can be read."""
 
 
 def montage_section(
-    section: Section, params: MontageParams, reader: TileReader, origin_xy: tuple[float, float]
+    section: Section,
+    params: MontageParams,
+    reader: TileReader,
+    origin_xy: tuple[float, float],
+    lens: Lens | None = None,
+    found: Found | None = None,
 ) -> Montage:
     """Place the tiles of a section. origin_xy: nominal px that become (0, 0) of the canvas.
 
+    lens: see `lens.solve_lens`. found: what `see_lens` matched in this section already.
     Tiles that turn out damaged are left out and named. Raises TaskError if none is left.
     """
-    tiles, damaged = _readable(section.tiles, reader)
-    if not tiles:
-        raise TaskError(f"section {section.z}: none of its tiles can be read: {'; '.join(damaged)}")
-    placement, verdict, used = _best(tiles, params, reader)
+    tiles, damaged = readable(section, reader)
+    tries: list[Try] = []
+    placement, verdict, used = _best(tiles, params, reader, lens, found, tries)
     gains, offsets = exposures(len(tiles), placement.pairs if params.exposure else [])
     shift = -np.array(origin_xy)
     layers = [
         Layer(t, placement.warps[i].translated(shift), float(gains[i]), float(offsets[i])) for i, t in enumerate(tiles)
     ]
+    return Montage(
+        layers, section_figures(section, layers, damaged, placement, verdict, used.name, tries), tuple(tries)
+    )
+
+
+def section_figures(
+    section: Section,
+    layers: Sequence[Layer],
+    damaged: Sequence[str],
+    placement: Placement,
+    verdict: Verdict,
+    parameter_set: str,
+    tries: Sequence[Try],
+) -> dict[str, Any]:
+    """A section's document. layers: in the order of the placement; damaged: what is wrong with tiles left out."""
     reasons = [*section.problems, *damaged, *verdict.reasons]
     if section.status == "flagged" and not reasons:
         reasons = ["flagged by the tile set"]
-    figures: dict[str, Any] = {
+    return {
         "z": section.z,
         "status": "flagged" if reasons else "ok",
         "reason": "; ".join(reasons),
-        "parameter_set": used.name,
-        "tiles": len(tiles),
-        "exposure": {t.name: [float(gains[i]), float(offsets[i])] for i, t in enumerate(tiles)},
+        "parameter_set": parameter_set,
+        "sets_tried": verdicts(tries),
+        "tiles": len(layers),
+        "exposure": {layer.tile.name: [layer.gain, layer.offset] for layer in layers},
         "seam_median_px": verdict.seam_median_px,
         "seam_p95_px": verdict.seam_p95_px,
         "groups": verdict.groups,
@@ -79,25 +107,58 @@ def montage_section(
         "pairs_joined": verdict.pairs_joined,
         "matches": verdict.matches,
         "confidence": verdict.confidence,
-        "placed": {t.name: placement.group[i] for i, t in enumerate(tiles)},
+        "placed": {layer.tile.name: placement.group[i] for i, layer in enumerate(layers)},
     }
-    return Montage(layers, figures)
 
 
-def _readable(tiles: Sequence[Tile], reader: TileReader) -> tuple[list[Tile], list[str]]:
+def see_lens(section: Section, params: MontageParams, reader: TileReader) -> tuple[Contribution | None, Found]:
+    """What the seams of a section say about the lens, by the first parameter set, and its matches.
+
+    Says nothing if not all tiles can be read and joined.
+    """
+    try:
+        tiles, damaged = readable(section, reader)
+    except TaskError:
+        return None, {}
+    if damaged or len(tiles) < 2:
+        return None, {}
+    found = _match(tiles, neighbours(tiles, params.sets[0].stage_error_px), reader, params.sets[0])
+    placement = _place(tiles, found, params, None)
+    if max(placement.group) > 0:
+        return None, found
+    seen = lens_contribution(
+        tiles, placement, node_spacing_px=params.node_spacing_px, membrane=params.membrane, bending=params.bending
+    )
+    return seen, found
+
+
+def _match(
+    tiles: Sequence[Tile], pairs: Iterable[tuple[int, int]], reader: TileReader, settings: MatchSet
+) -> dict[tuple[int, int], PairMatches]:
+    matched = ((pair, match_pair(tiles, *pair, reader, settings)) for pair in pairs)
+    return {pair: matches for pair, matches in matched if matches is not None}
+
+
+def readable(section: Section, reader: TileReader) -> tuple[list[Tile], list[str]]:
+    """The tiles that are not damaged, and what is wrong with the others. Raises TaskError if none is left."""
     good, problems = [], []
-    for tile in tiles:
+    for tile in section.tiles:
         try:
             reader.read(tile)
         except TaskError as error:
             problems.append(str(error))
         else:
             good.append(tile)
+    if not good:
+        raise TaskError(f"section {section.z}: none of its tiles can be read: {'; '.join(problems)}")
     return good, problems
 
 
-def _best(tiles: Sequence[Tile], params: MontageParams, reader: TileReader) -> tuple[Placement, Verdict, MatchSet]:
-    """The first parameter set that gives an ok, or the best of all.
+def _best(
+    tiles: Sequence[Tile], params: MontageParams, reader: TileReader, lens: Lens | None, known: Found | None,
+    tries: list[Try],
+) -> tuple[Placement, Verdict, MatchSet]:  # fmt: skip
+    """The first parameter set that gives an ok, or the best of all. Appends to `tries` how each one did.
 
     If it was only that some seams failed, the next set is tried on those alone; if residuals are
     too large, on all of them.
@@ -105,25 +166,25 @@ def _best(tiles: Sequence[Tile], params: MontageParams, reader: TileReader) -> t
     best: tuple[Placement, Verdict, MatchSet] | None = None
     joined: dict[tuple[int, int], PairMatches] = {}
     for settings in params.sets:
+        watch = Stopwatch()
         candidates = neighbours(tiles, settings.stage_error_px)
-        found = dict(joined)
-        for pair in candidates:
-            if pair not in joined:
-                again = match_pair(tiles, *pair, reader, settings)
-                if again is not None:
-                    found[pair] = again
-        placement = _place(tiles, found, params)
+        if known is not None and settings is params.sets[0]:
+            found = dict(known)
+        else:
+            found = joined | _match(tiles, (p for p in candidates if p not in joined), reader, settings)
+        placement = _place(tiles, found, params, lens)
         # Where a seam failed but both tiles found their place through others, that place tells where to look.
         used = {(p.a, p.b) for p in placement.pairs}
         second = {}
         for a, b in candidates:
             if (a, b) not in used and placement.group[a] == placement.group[b]:
-                again = match_pair(tiles, a, b, reader, settings, _predicted(placement, tiles, a, b))
+                again = match_pair(tiles, a, b, reader, settings, predicted_shift(placement, tiles, a, b))
                 if again is not None:
                     second[a, b] = again
         if second:
-            placement = _place(tiles, {p: m for p, m in found.items() if p in used} | second, params)
+            placement = _place(tiles, {p: m for p, m in found.items() if p in used} | second, params, lens)
         verdict = judge(tiles, placement, candidates, params)
+        tries.append(watch.tried(settings.name, "flagged" if verdict.reasons else "ok"))
         if best is None or verdict.rank < best[1].rank:
             best = placement, verdict, settings
         if not verdict.reasons:
@@ -133,14 +194,14 @@ def _best(tiles: Sequence[Tile], params: MontageParams, reader: TileReader) -> t
     return best
 
 
-def _place(tiles: Sequence[Tile], found: Mapping[tuple[int, int], PairMatches], params: MontageParams) -> Placement:
+def _place(tiles: Sequence[Tile], found: Found, params: MontageParams, lens: Lens | None) -> Placement:
     return place(
         tiles, [found[k] for k in sorted(found)], node_spacing_px=params.node_spacing_px,
-        membrane=params.membrane, bending=params.bending,
+        membrane=params.membrane, bending=params.bending, lens=lens,
     )  # fmt: skip
 
 
-def _predicted(placement: Placement, tiles: Sequence[Tile], a: int, b: int) -> np.ndarray:
+def predicted_shift(placement: Placement, tiles: Sequence[Tile], a: int, b: int) -> np.ndarray:
     """px of b - px of a in the middle of where the two should overlap."""
     first, second = placement.warps[a], placement.warps[b]
     ax0, ay0, ax1, ay1 = first.bounds(tiles[a].width, tiles[a].height)

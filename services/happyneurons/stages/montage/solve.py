@@ -19,6 +19,7 @@ from scipy.sparse.linalg import splu
 
 from happyneurons.imaging.fits import apply_affine, fit_affine
 from happyneurons.imaging.warp import GridWarp
+from happyneurons.stages.montage.lens import Contribution, Lens, contribution
 from happyneurons.stages.montage.match import PairMatches
 from happyneurons.stages.montage.tiles import Tile
 
@@ -57,18 +58,22 @@ def place(
     node_spacing_px: float,
     membrane: float,
     bending: float,
+    lens: Lens | None = None,
 ) -> Placement:
     """Place the tiles of a section.
 
+    lens: what all tiles of this size bend alike, where it is known.
     The largest group of joined tiles keeps its mean nominal position. Tiles that nothing joins to it
     go where the stage says, corrected by the stage's error as the large group shows it.
     """
     nominal = np.array([[t.x_px, t.y_px] for t in tiles])
     longest = max(max(t.width, t.height) for t in tiles)
     start, used = _positions(nominal, pairs, max(_LOOP_TOLERANCE_PX, _LOOP_TOLERANCE * longest))
-    group = _groups(len(tiles), used)
+    if lens is not None and not (lens.used and lens.fits(tiles)):
+        lens = None
+    group = joined_groups(len(tiles), used)
     grids = [_grid(t, node_spacing_px) for t in tiles]
-    warps, residuals = _elastic(grids, start, used, membrane, bending)
+    warps, residuals = _elastic(grids, start, used, membrane, bending, lens)
     middles = np.array([[(t.width - 1) / 2, (t.height - 1) / 2] for t in tiles])
     solved = np.array([w.map(m[None])[0] - m for w, m in zip(warps, middles, strict=True)])
     main = np.array([g == 0 for g in group])
@@ -118,7 +123,7 @@ def _positions(nominal: Floats, pairs: Sequence[PairMatches], tolerance_px: floa
         del kept[int(culprit)]
 
 
-def _groups(n: int, pairs: Sequence[PairMatches]) -> list[int]:
+def joined_groups(n: int, pairs: Sequence[PairMatches]) -> list[int]:
     """Connected components of tiles, numbered by size (largest first), then by their first tile."""
     parent = list(range(n))
 
@@ -144,16 +149,25 @@ def _grid(tile: Tile, spacing_px: float) -> GridWarp:
 
 
 def _elastic(
-    grids: Sequence[GridWarp], start: Floats, pairs: Sequence[PairMatches], membrane: float, bending: float
+    grids: Sequence[GridWarp],
+    start: Floats,
+    pairs: Sequence[PairMatches],
+    membrane: float,
+    bending: float,
+    lens: Lens | None,
 ) -> tuple[list[GridWarp], Floats]:
     """Warps from tile px to nominal px, and the residual at every match."""
     counts = [g.nodes.shape[0] * g.nodes.shape[1] for g in grids]
     first = np.concatenate([[0], np.cumsum(counts)])
-    shared = len({g.nodes.shape for g in grids}) == 1 and len({g.spacing_px for g in grids}) == 1
+    # A lens that many sections agree on leaves little that a single section could add to it.
+    shared = lens is None and len({g.nodes.shape for g in grids}) == 1 and len({g.spacing_px for g in grids}) == 1
     displacement = np.zeros((int(first[-1]) + (counts[0] if shared else 0), 2))
     residuals = np.zeros(0)
     if pairs:
         rows, goals, scores = _observations(grids, start, pairs, shared)
+        if lens is not None:
+            # On the nodes, as it will be drawn.
+            goals = goals - rows @ np.concatenate([_bend(g, lens) for g in grids])
         stiffness = [_stiffness(g, membrane, bending) for g in grids]
         if shared:
             stiffness.append(np.sqrt(_LENS_STIFFNESS / len(pairs)) * stiffness[0])
@@ -171,8 +185,36 @@ def _elastic(
         moved = displacement[first[i] : first[i + 1]].reshape(g.nodes.shape)
         if shared:
             moved = moved + displacement[first[-1] :].reshape(g.nodes.shape)
+        if lens is not None:
+            moved = moved + _bend(g, lens).reshape(g.nodes.shape)
         warps.append(g.with_nodes(g.nodes + moved + start[i]))
     return warps, residuals
+
+
+def _bend(grid: GridWarp, lens: Lens) -> Floats:
+    """(nodes, 2) displacements of an unmoved grid's nodes by the lens."""
+    return lens.displacement(grid.sources().reshape(-1, 2))
+
+
+def lens_contribution(
+    tiles: Sequence[Tile], placement: Placement, *, node_spacing_px: float, membrane: float, bending: float
+) -> Contribution | None:
+    """What a placed section's seams say about the lens; None if it has none, or tiles of several sizes."""
+    sizes = {(t.width, t.height) for t in tiles}
+    pairs = placement.pairs
+    if len(sizes) != 1 or not pairs:
+        return None
+    grids = [_grid(t, node_spacing_px) for t in tiles]
+    start = np.array([w.nodes[0, 0] for w in placement.warps])
+    rows, goals, scores = _observations(grids, start, pairs, shared=False)
+    prior = sp.block_diag([_stiffness(g, membrane, bending) for g in grids], format="csr")
+    weights = scores / (1 + placement.residuals_px**2)
+    return contribution(sizes.pop(), rows, goals, weights, prior.T @ prior, *_points(pairs))
+
+
+def _points(pairs: Sequence[PairMatches]) -> tuple[Floats, Floats]:
+    """(n, 2) px in the first and in the second tile of all matches, in the order of `_observations`."""
+    return np.concatenate([p.matches.xy_a for p in pairs]), np.concatenate([p.matches.xy_b for p in pairs])
 
 
 def _observations(

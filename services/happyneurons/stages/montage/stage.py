@@ -21,10 +21,17 @@ from happyneurons.jobs.stage import (
     TaskResult,
 )
 from happyneurons.stages.montage.params import MontageParams
+from happyneurons.stages.montage.sets import Stopwatch, put_tables, put_times, read_times, set_table, with_times
+from happyneurons.stages.montage.sets import metrics as set_metrics
 from happyneurons.store.artifacts import Bounds
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from happyneurons.stages.montage.lens import Lens
+    from happyneurons.stages.montage.section import Found
     from happyneurons.stages.montage.tiles import Section
+    from happyneurons.store.documents import Store
     from happyneurons.store.volumes import PrecomputedVolume
 
 CHUNK_PX = 1024
@@ -110,6 +117,68 @@ def _nominal_box(document: Mapping[str, Any]) -> tuple[float, float, float, floa
     )  # fmt: skip
 
 
+def _matches_path(z: int) -> str:
+    return f"lens/{z:06d}.npz"
+
+
+class SeeLens(Round):
+    """Some sections, spread over the stack, are matched first: together they tell the lens (see `lens`)."""
+
+    name = "lens"
+
+    def plan(self, context: Context[Any]) -> Iterator[Task]:
+        numbers, most = section_numbers(context), context.params.lens_sections
+        count = min(len(numbers), most)
+        for i in range(count):
+            z = numbers[i * len(numbers) // count]
+            yield Task(key=f"{z:06d}", payload={"z": z})
+
+    def run(self, task: Task, context: Context[Any]) -> TaskResult:
+        import cv2
+
+        from happyneurons.stages.montage import section as work
+        from happyneurons.stages.montage.match import matches_to_arrays
+        from happyneurons.stages.montage.tiles import TileReader, parse_section
+
+        cv2.setNumThreads(context.threads)
+        z: int = task.payload["z"]
+        params: MontageParams = context.params
+        section = parse_section(section_document(context, z))
+        if section.status in _NO_PICTURE or not section.tiles:
+            return TaskResult(data={})
+        reader = TileReader(params.grey_range, params.tile_cache_mb * 1_000_000)
+        watch = Stopwatch()
+        seen, found = work.see_lens(section, params, reader)
+        if seen is None:
+            return TaskResult(data={})
+        # The section is drawn in another round, maybe by another rank, which need not match it again.
+        context.output_store("stack").put_arrays(_matches_path(z), **matches_to_arrays(found))
+        put_times(context, z, [watch.tried(params.sets[0].name, "")], "-lens")
+        return TaskResult(data=seen.data())
+
+
+def found_lens(context: Context[Any]) -> Lens | None:
+    """After the round `lens`."""
+
+    def solve() -> Lens | None:
+        from happyneurons.stages.montage.lens import solve_lens
+
+        return solve_lens(data for _, data in context.results(SeeLens.name) if data)
+
+    lens: Lens | None = context.once("lens", solve)
+    return lens
+
+
+def _seen_matches(output: Store, z: int) -> Found | None:
+    """What the round `lens` matched in a section; None if it did not look at it."""
+    from happyneurons.stages.montage.match import matches_from_arrays
+
+    try:
+        return matches_from_arrays(output.get_arrays(_matches_path(z)))
+    except NotFoundError:
+        return None
+
+
 class MontageSections(Round):
     name = "sections"
 
@@ -155,15 +224,28 @@ class MontageSections(Round):
         volume: PrecomputedVolume = context.once("image", lambda: _open_image(context))
         canvas = Box(0, 0, width, height)
         reader = TileReader(params.grey_range, params.tile_cache_mb * 1_000_000)
+        origin = self._origin(task, document, section, params)
+
+        def write(box: Box, picture: np.ndarray) -> None:
+            volume.write((z, box.y0, box.x0), picture[None])
+
         try:
-            montage = work.montage_section(section, params, reader, self._origin(task, document, section, params))
+            if params.backend == "trakem2":
+                from happyneurons.stages.montage import trakem2
+
+                montage = trakem2.montage_section(section, context, reader, origin, canvas, CHUNK_PX, write)
+            else:
+                montage = work.montage_section(
+                    section, params, reader, origin, found_lens(context), _seen_matches(output, z)
+                )
         except TaskError as error:
             return self._done(context, {"z": z, "status": "failed", "reason": str(error), "tiles": 0}, 0)
-        montage = work.cropped(montage, canvas)
-        work.draw(
-            montage, canvas, CHUNK_PX, params, reader,
-            lambda box, picture: volume.write((z, box.y0, box.x0), picture[None]),
-        )  # fmt: skip
+        put_times(context, z, montage.tries)
+        if montage.figures["status"] == "failed":
+            return self._done(context, montage.figures, 0)
+        if params.backend == "native":
+            montage = work.cropped(montage, canvas)
+            work.draw(montage, canvas, CHUNK_PX, params, reader, write)
         output.put_arrays(transforms_path(z), **work.transform_arrays(montage.layers))
         return self._done(context, montage.figures, width * height)
 
@@ -185,12 +267,12 @@ class MontageSections(Round):
         context.output_store("stack").put_json(section_path(figures["z"]), figures)
         if figures["status"] not in ("ok", "blank"):
             context.log.warning("section %d is %s: %s", figures["z"], figures["status"], figures["reason"])
-        kept = ("z", "status", "parameter_set", "seam_median_px", "seam_p95_px", "matches", "confidence")
+        kept = ("z", "status", "parameter_set", "sets_tried", "seam_median_px", "seam_p95_px", "matches", "confidence")
         return TaskResult(data={k: figures[k] for k in kept if k in figures}, voxels=voxels, bytes=voxels)
 
 
 class Montage(Stage[MontageParams]):
-    name, version = "montage", "1"
+    name, version = "montage", "2"
     summary = "Joins the tiles of each section to one picture: elastic, evened out, with seam residuals and a verdict"
     Params = MontageParams
     inputs = {"tiles": InputSpec("tile_set", "tiles with their nominal stage positions")}
@@ -198,9 +280,14 @@ class Montage(Stage[MontageParams]):
 
     def check(self, context: Context[MontageParams]) -> None:
         plan_canvas(context)
+        if context.params.backend == "trakem2":
+            from happyneurons.stages.montage.trakem2 import executable
+
+            executable()
 
     def rounds(self, context: Context[MontageParams]) -> Sequence[Round]:
-        return [MontageSections()]
+        # TrakEM2 moves and turns tiles only: it has no use for the lens.
+        return [MontageSections()] if context.params.backend == "trakem2" else [SeeLens(), MontageSections()]
 
     def finish(self, context: Context[MontageParams]) -> StageResult:
         import numpy as np
@@ -212,8 +299,9 @@ class Montage(Stage[MontageParams]):
             for status in ("ok", "flagged", "failed", "missing", "blank")
         }
         metrics["sections_failed"] += len(context.quarantined(MontageSections.name))
-        for settings in context.params.sets:
-            metrics[f"sections_by_set_{settings.name}"] = sum(s.get("parameter_set") == settings.name for s in sections)
+        for name in context.params.set_names:
+            metrics[f"sections_by_set_{name}"] = sum(s.get("parameter_set") == name for s in sections)
+        metrics |= _report_sets(context, sections)
         for name in ("seam_median_px", "seam_p95_px", "confidence"):
             values = [s[name] for s in sections if s.get(name) is not None]
             if values:
@@ -221,6 +309,11 @@ class Montage(Stage[MontageParams]):
         p95 = [s["seam_p95_px"] for s in sections if s.get("seam_p95_px") is not None]
         if p95:
             metrics["seam_p95_worst_px"] = max(p95)
+        store, lens = context.output_store("stack"), found_lens(context)
+        for path in list(store.list("lens")):
+            store.delete(path)
+        if lens is not None:
+            metrics |= lens.figures()
         output = Output(
             "section_stack",
             voxel_size_nm_xyz=voxel_size_nm_xyz(context),
@@ -232,6 +325,14 @@ class Montage(Stage[MontageParams]):
             },
         )
         return StageResult(outputs={"stack": output}, metrics=metrics)
+
+
+def _report_sets(context: Context[MontageParams], sections: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Write the table of parameter sets; returns the metrics from it. sections: results of the tasks."""
+    rows = set_table(context.params.set_names, [s.get("sets_tried", {}) for s in sections])
+    rows = with_times(rows, read_times(context, [int(s["z"]) for s in sections]))
+    put_tables(context, "stack", rows)
+    return set_metrics(rows)
 
 
 def voxel_size_nm_xyz(context: Context[Any]) -> tuple[float, float, float]:
