@@ -1,14 +1,14 @@
 """The rounds of the aligntk backend that differ from our own: pairs, and the places of all sections.
 
 They leave what ours do: points of the pairs in `matches/`, warps in `transforms/`, figures in
-`solution.json`; besides, in `aligntk/`, the programs' own maps, scores and what they said. So
+`solution.json`; besides, in `aligntk/`, the programs' own maps and scores. So
 rendering and all that comes after is the same.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,23 +52,27 @@ def _level(context: Context[Any]) -> int:
     return aligntk.node_level(settings_of(context.params), *_working_size(context))
 
 
-def _keep(context: Context[Any], folder: Path, files: Mapping[str, Path]) -> None:
-    """Put files of a task's folder into `aligntk/` of the output; those that are not there are left out."""
+def _keep(context: Context[Any], folder: Path, files: Sequence[str]) -> None:
+    """Put files of a task's folder into `aligntk/` of the output."""
     store = context.output_store("stack")
-    for name, path in files.items():
-        if (folder / path).exists():
-            store.put_file(f"aligntk/{name}", folder / path)
+    for name in files:
+        store.put_file(f"aligntk/{name}", folder / name)
 
 
 def _run(context: Context[Any], program: str, options: Sequence[str], folder: Path, log: str) -> None:
-    """Run a program of AlignTK in a folder; what it says is kept in any case."""
+    """Run a program of AlignTK in a folder; what it says is kept in any case.
+
+    That may tell paths and times, and the bytes of a stack depend on nothing but its job: so it lies
+    beside the manifest.
+    """
     settings = settings_of(context.params)
     try:
         aligntk.Programs.find().run(
             program, options, folder, folder / log, limit_s=60 * settings.time_limit_min, stopping=context.stopping
         )
     finally:
-        _keep(context, folder, {f"logs/{log}": Path(log)})
+        if (folder / log).exists():
+            context.store.put_file(f"jobs/{context.job_key}/aligntk/{log}", folder / log)
 
 
 class RegisterPairs(MatchPairs):
@@ -96,8 +100,7 @@ class RegisterPairs(MatchPairs):
             _run(context, "register", options, folder, f"{name}.register.log")
             found = aligntk.read_checked_map(folder / f"maps/{name}.map", "register")
             score, correlation = aligntk.read_score(folder / f"maps/{name}.score", "register")[:2]
-            kept = {f"{sort}/{name}.{kind}": Path(f"{sort}/{name}.{kind}")
-                    for sort in ("cmaps", "maps") for kind in ("map", "score")}  # fmt: skip
+            kept = [f"{sort}/{name}.{kind}" for sort in ("cmaps", "maps") for kind in ("map", "score")]
             _keep(context, folder, kept)
         # Nodes beyond the section's border hold springs of `align`, but no tissue.
         source, target = found.sources_px(), found.targets_px()
@@ -195,16 +198,17 @@ class RelaxStack(SolveStack):
             _run(context, "align", aligntk.align_options(fixed), folder, "align.log")
             lacking = [z for z in kept if not (folder / f"amaps/{aligntk.section_name(z)}.map").exists()]
             if lacking:
+                log = f"jobs/{context.job_key}/aligntk/align.log"
                 raise TaskError(
                     f"AlignTK's align wrote no map of {len(lacking)} sections ({lacking[0]}, …): it stops where the "
-                    "stack would fold; raise params.aligntk.distortion, or see aligntk/logs/align.log"
+                    f"stack would fold; raise params.aligntk.distortion, or see {log}"
                 )
             factor = lengths(context).factor
             warps = {}
             for z in kept:
-                path = Path(f"amaps/{aligntk.section_name(z)}.map")
-                found = aligntk.read_checked_map(folder / path, "align")
-                _keep(context, folder, {str(path): path})
+                name = f"amaps/{aligntk.section_name(z)}.map"
+                found = aligntk.read_checked_map(folder / name, "align")
+                _keep(context, folder, [name])
                 try:
                     warps[z] = _scaled(found.warp(), factor)
                 except UserError as error:

@@ -329,7 +329,7 @@ class RenderSections(Round):
 class Align(Stage[AlignParams]):
     """Besides the stack itself the output holds `matches/` (corresponding points of pairs), `working/`
     (the averaged pictures they were found in) and `solution.json` (figures of all sections); with the
-    aligntk backend, `aligntk/` (what its programs wrote and said; docs/align.md)."""
+    aligntk backend, `aligntk/` (its programs' maps and scores; docs/align.md)."""
 
     name, version = "align", "2"
     summary = "Aligns the sections of a stack elastically; bridges bad ones; keeps scale and oblique tissue as they are"
