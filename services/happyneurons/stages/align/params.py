@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from happyneurons.jobs.stage import StageParams
 
@@ -21,8 +21,45 @@ _PX_PER_THICKNESS = 4.0
 _LEAST_WORKING_SIZE_PX = 512
 
 
+class AlignTKParams(StageParams):
+    """What AlignTK's programs are given beyond what the stage's other parameters say; defaults: its authors'."""
+
+    level: int | None = Field(
+        None, ge=2, le=10, description="Nodes of the maps lie 2^level working px apart; null: 6, less in small sections"
+    )
+    distortion: float = Field(
+        6.0, ge=0, le=1000, description="register: weight of the distortion against the correlation"
+    )
+    quality: float = Field(0.5, gt=0, le=100, description="register: trials per node; more is slower")
+    schedule: tuple[tuple[int, float, float], ...] = Field(
+        ((4, 1, 0.1), (3, 1, 0.1), (2, 1, 0.3), (1, 1, 1), (1, 1, 2), (1, 1, 5), (0, 1, 5)),
+        min_length=1,
+        description="align: its steps, each (levels above `level`, stiffness of a section, pull between sections)",
+    )
+    min_score: float = Field(
+        0.36, gt=0, le=1, description="A pair counts if register's score reaches this; unrelated tissue has 0.2 to 0.33"
+    )
+    time_limit_min: float = Field(
+        120.0, gt=0, le=10_000, description="A program that runs longer is ended, and its task has failed (minutes)"
+    )
+
+    @field_validator("schedule")
+    @classmethod
+    def _descends(cls, steps: tuple[tuple[int, float, float], ...]) -> tuple[tuple[int, float, float], ...]:
+        levels = [level for level, _, _ in steps]
+        if levels != sorted(levels, reverse=True) or levels[-1] != 0 or levels[0] > 10:
+            raise ValueError("levels may not rise, start at 10 at most and end with 0")
+        return steps
+
+
 class AlignParams(StageParams):
-    backend: Literal["native"] = Field("native", description="Program that does it")
+    backend: Literal["native", "aligntk"] = Field(
+        "native", description="Program that does it; aligntk: AlignTK's, installed apart (docs/align.md)"
+    )
+    # Left out of the job's key where it is not given: results of before it was there stay valid.
+    aligntk: AlignTKParams | None = Field(
+        None, description="Settings of the aligntk backend; null: defaults", exclude_if=lambda value: value is None
+    )
     neighbours: int = Field(
         1, ge=1, le=5, description="Each section is matched with so many good ones above it; more costs more"
     )

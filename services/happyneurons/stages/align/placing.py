@@ -14,7 +14,7 @@ from happyneurons.imaging.warp import GridWarp
 from happyneurons.stages.align.params import AlignParams, Lengths
 from happyneurons.stages.align.prepare import stiffness
 from happyneurons.stages.align.render import least_stretch
-from happyneurons.stages.align.solve import Solution, SolveSettings, apply, solve
+from happyneurons.stages.align.solve import SolveSettings, apply, solve
 from happyneurons.stages.align.system import NodeGrid, Pair
 
 Doubles = NDArray[np.float64]
@@ -65,16 +65,9 @@ def place_stack(
     """
     height, width = shape_yx
     usable = [p for p in pairs if p["ok"]]
-    matched = {p["a"] for p in usable} | {p["b"] for p in usable}
-    # A stack of one section has nothing to match and stays as it is.
-    kept = [z for z in good if z in matched or len(good) == 1]
-    if params.anchor is not None and params.anchor not in kept:
-        raise UserError(
-            f"anchor: section {params.anchor} has no picture or matches no neighbour; choose another",
-            [("params.anchor", "a section that matches its neighbours")],
-        )
+    kept = matched_sections(good, usable, params.anchor)
     index = {z: k for k, z in enumerate(kept)}
-    found = [_pair(index, p, load_matches(p["a"], p["b"])) for p in usable]
+    found = load_pairs(kept, usable, load_matches)
     grid = NodeGrid(width, height, px.node_spacing_px)
     settings = SolveSettings(
         node_spacing_px=px.node_spacing_px, distortion_range_px=px.distortion_range_px, drift_px=px.drift_px,
@@ -90,13 +83,38 @@ def place_stack(
     if params.anchor is not None:
         nodes = _anchored(nodes, index[params.anchor], px.node_spacing_px)
     warps = {z: Warp(px.node_spacing_px, np.round(nodes[k], _DIGITS)) for z, k in index.items()}
-    return _judge(good, kept, usable, found, warps, solution, (width, height))
+    maps = {z: w.grid_warp() for z, w in warps.items()}
+    figures, summary = judge(good, kept, usable, found, maps, (width, height))
+    summary |= {"jitter_px": round(solution.jitter_px, 3), "distortion_px": round(solution.distortion_px, 3)}
+    return Placed(warps, figures, summary)
 
 
-def _pair(index: Mapping[int, int], report: Mapping[str, Any], points: Mapping[str, np.ndarray]) -> Pair:
-    return Pair(
-        index[report["a"]], index[report["b"]], points["a_xy"], points["b_xy"], points["correlation"] ** 2
-    )  # fmt: skip
+def matched_sections(good: Sequence[int], usable: Sequence[Mapping[str, Any]], anchor: int | None) -> list[int]:
+    """Those of the good sections that a usable pair holds. Raises UserError if the anchor is not among them."""
+    matched = {p["a"] for p in usable} | {p["b"] for p in usable}
+    # A stack of one section has nothing to match and stays as it is.
+    kept = [z for z in good if z in matched or len(good) == 1]
+    if anchor is not None and anchor not in kept:
+        raise UserError(
+            f"anchor: section {anchor} has no picture or matches no neighbour; choose another",
+            [("params.anchor", "a section that matches its neighbours")],
+        )
+    return kept
+
+
+def load_pairs(
+    kept: Sequence[int],
+    usable: Sequence[Mapping[str, Any]],
+    load_matches: Callable[[int, int], Mapping[str, np.ndarray]],
+) -> list[Pair]:
+    """Points of the usable pairs; their sections are counted along `kept`."""
+    index = {z: k for k, z in enumerate(kept)}
+    pairs = []
+    for report in usable:
+        points = load_matches(report["a"], report["b"])
+        a, b = index[report["a"]], index[report["b"]]
+        pairs.append(Pair(a, b, points["a_xy"], points["b_xy"], points["correlation"] ** 2))
+    return pairs
 
 
 def _anchored(nodes: Sequence[Doubles], anchor: int, spacing_px: float) -> list[Doubles]:
@@ -112,16 +130,18 @@ def _anchored(nodes: Sequence[Doubles], anchor: int, spacing_px: float) -> list[
     return [apply(rigid, n) for n in nodes]
 
 
-def _judge(
+def judge(
     good: Sequence[int],
     kept: Sequence[int],
     reports: Sequence[Mapping[str, Any]],
     pairs: Sequence[Pair],
-    warps: Mapping[int, Warp],
-    solution: Solution,
+    maps: Mapping[int, GridWarp],
     size: tuple[int, int],
-) -> Placed:
-    maps = {z: w.grid_warp() for z, w in warps.items()}
+) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
+    """Figures of each good section (as in `Placed`) and of the stack, whatever placed it.
+
+    maps: of the kept sections, section px → aligned px; pairs: the points of `reports`; size: (width, height).
+    """
     residuals: dict[int, list[Doubles]] = {z: [] for z in kept}
     confidence = dict.fromkeys(kept, 0.0)
     joined: dict[int, set[int]] = {z: set() for z in kept}
@@ -145,7 +165,7 @@ def _judge(
     for position, z in enumerate(kept):
         misses = np.concatenate(residuals[z]) if residuals[z] else None
         shift = float(np.linalg.norm(maps[z].map(centre) - centre))
-        linear = _linear(warps[z])
+        linear = _linear(maps[z])
         scale = _scale(linear)
         shifts.append(shift)
         scales.append(scale)
@@ -169,7 +189,7 @@ def _judge(
             **({"reason": "; ".join(reasons)} if reasons else {}),
         }
     for z in good:
-        if z not in warps:
+        if z not in maps:
             figures[str(z)] = {"status": "failed", "reason": "it matches none of its neighbours"}
     summary = {
         "residual_median_px": round(typical, 3),
@@ -177,13 +197,11 @@ def _judge(
         "max_drift_px": round(max(shifts, default=0.0), 3),
         "scale_error": round(abs(_scale(np.mean(linears, axis=0)) - 1), 6) if linears else 0.0,
         "section_scale_error_max": round(max((abs(s - 1) for s in scales), default=0.0), 5),
-        "jitter_px": round(solution.jitter_px, 3),
-        "distortion_px": round(solution.distortion_px, 3),
     }
-    return Placed(dict(warps), figures, summary)
+    return figures, summary
 
 
-def _linear(warp: Warp) -> Doubles:
+def _linear(warp: GridWarp) -> Doubles:
     """(2, 2) linear part of the affine map nearest to a warp."""
     ny, nx = warp.nodes.shape[:2]
     source = np.stack(np.meshgrid(np.arange(nx), np.arange(ny)), axis=-1).reshape(-1, 2) * warp.spacing_px

@@ -32,11 +32,11 @@ NO_PICTURE = ("failed", "missing", "blank")
 _LEAST_CONTRAST = 0.2
 
 
-def _working_path(z: int) -> str:
+def working_path(z: int) -> str:
     return f"working/{z:06d}.npz"
 
 
-def _matches_path(a: int, b: int) -> str:
+def matches_path(a: int, b: int) -> str:
     return f"matches/{a:06d}_{b:06d}.npz"
 
 
@@ -115,7 +115,7 @@ class PrepareSections(Round):
         if picture.blank(context.params.least_contrast):
             data |= {"status": "blank", "reason": f"no tissue to see: contrast {picture.contrast:.2f} (sd)"}
         else:
-            context.output_store("stack").put_arrays(_working_path(z), image=picture.image, kind=picture.kind)
+            context.output_store("stack").put_arrays(working_path(z), image=picture.image, kind=picture.kind)
         data |= {"contrast": round(picture.contrast, 3), "tissue": round(picture.tissue, 4)}
         _, height, width = image.shape_zyx
         return TaskResult(data=data, voxels=height * width, bytes=height * width)
@@ -161,7 +161,7 @@ class MatchPairs(Round):
         )
         to_section = lambda xy: np.round((xy + 0.5) * px.factor - 0.5, 4)  # noqa: E731
         context.output_store("stack").put_arrays(
-            _matches_path(a, b), a_xy=to_section(match.a_xy), b_xy=to_section(match.b_xy),
+            matches_path(a, b), a_xy=to_section(match.a_xy), b_xy=to_section(match.b_xy),
             correlation=np.round(match.correlation, 4),
         )  # fmt: skip
         if not ok:
@@ -187,7 +187,7 @@ class MatchPairs(Round):
         if z not in kept:
             while len(kept) > context.params.neighbours:
                 kept.pop(next(iter(kept)))
-            arrays = context.output_store("stack").get_arrays(_working_path(z))
+            arrays = context.output_store("stack").get_arrays(working_path(z))
             kept[z] = pyramid(arrays["image"], arrays["kind"] == TISSUE, lengths(context).detail_px)
         return kept[z]
 
@@ -235,8 +235,8 @@ class SolveStack(Round):
         placed = place_stack(
             good_sections(context),
             pairs,
-            lambda a, b: store.get_arrays(_matches_path(a, b)),
-            lambda z: store.get_arrays(_working_path(z))["kind"],
+            lambda a, b: store.get_arrays(matches_path(a, b)),
+            lambda z: store.get_arrays(working_path(z))["kind"],
             (image.shape_zyx[1], image.shape_zyx[2]),
             px,
             context.params,
@@ -328,7 +328,8 @@ class RenderSections(Round):
 
 class Align(Stage[AlignParams]):
     """Besides the stack itself the output holds `matches/` (corresponding points of pairs), `working/`
-    (the averaged pictures they were found in) and `solution.json` (figures of all sections)."""
+    (the averaged pictures they were found in) and `solution.json` (figures of all sections); with the
+    aligntk backend, `aligntk/` (its programs' maps and scores; docs/align.md)."""
 
     name, version = "align", "2"
     summary = "Aligns the sections of a stack elastically; bridges bad ones; keeps scale and oblique tissue as they are"
@@ -342,6 +343,10 @@ class Align(Stage[AlignParams]):
             raise UserError(f"input stack: {stack.uri} has {image.dtype} pixels, expected uint8")
         if min(image.shape_zyx[1:]) < 32:
             raise UserError(f"input stack: sections of {stack.uri} are under 32 px wide: nothing to align them by")
+        if context.params.backend == "aligntk":
+            from happyneurons.stages.align.aligntk import Programs
+
+            Programs.find()
         anchor = context.params.anchor
         if anchor is not None and not image.start_zyx[0] <= anchor < image.stop_zyx[0]:
             low, high = image.start_zyx[0], image.stop_zyx[0] - 1
@@ -351,6 +356,10 @@ class Align(Stage[AlignParams]):
             )
 
     def rounds(self, context: Context[AlignParams]) -> Sequence[Round]:
+        if context.params.backend == "aligntk":
+            from happyneurons.stages.align.aligntk_rounds import RegisterBridges, RegisterPairs, RelaxStack
+
+            return [PrepareSections(), RegisterPairs(), RegisterBridges(), RelaxStack(), RenderSections()]
         return [PrepareSections(), MatchPairs(), BridgePairs(), SolveStack(), RenderSections()]
 
     def finish(self, context: Context[AlignParams]) -> StageResult:
