@@ -10,8 +10,10 @@ tiles, alignment from the benchmark's own sections, so that the errors of one ar
 Report: `montage.seam_px` (same tissue in two tiles), `montage.global_px` (after one affine map for each section),
 `align.adjacent_px` (same tissue in neighbouring sections), `align.gap_px` (the neighbours of a dropped section), each
 {median, p95} in px of the generated images; `montage.cpu_s_per_section`, `align.cpu_s_per_section` (the whole stage:
-reading, matching, solving, rendering, writing); `align.scale` (singular values of the stack's affine map to the truth);
-`dropped_sections`. Real movement of tissue between sections counts as error in `adjacent_px` and `gap_px`.
+reading, matching, solving, rendering, writing); `align.scale` (singular values of the aligned stack's mean map from the
+sections that it was given: 1 is what it should keep) and `align.scale_to_truth` (the same from the undistorted tissue,
+which sections of random scale do not tell); `dropped_sections`. Tissue that really moves from section to section counts
+as error in `adjacent_px` and `gap_px`.
 """
 
 from __future__ import annotations
@@ -93,10 +95,20 @@ def _align(score: Any, truth: Any, data: Path, store: Store, params: dict[str, A
         if gaps
         else None,
         "absolute_px": _spread(found["abs_affine"]),
-        "scale": found["out_scale_sv"],
+        "scale": _mean_scale(transforms, [z for z in range(truth.n) if z not in dropped], truth.W),
+        "scale_to_truth": found["out_scale_sv"],
         "cpu_s_per_section": round(used / truth.n, 3),
         "dropped_sections": dropped,
     }
+
+
+def _mean_scale(transforms: AlignTransforms, sections: list[int], size: int) -> list[float]:
+    """Singular values of the mean over sections of the affine map section px → aligned px."""
+    axis = np.arange(0.0, size, 64)
+    xy = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    design = np.column_stack([xy, np.ones(len(xy))])
+    maps = [np.linalg.lstsq(design, transforms.map(z, xy), rcond=None)[0][:2] for z in sections]
+    return [round(float(v), 5) for v in np.linalg.svd(np.mean(maps, axis=0))[1]]
 
 
 def _score_align(score: Any, truth: Any, transforms: AlignTransforms, sections: Any) -> dict[str, Any]:
