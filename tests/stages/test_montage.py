@@ -252,6 +252,37 @@ def test_a_strange_tile_is_placed_by_the_stage_and_flagged(tmp_path: Path) -> No
     assert result.manifest.metrics["sections_flagged"] == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "apart"),
+    [
+        ("upside down", {"1_1"}),
+        ("turned", {"1_1"}),
+        ("black", {"1_1"}),
+        ("neighbours swapped", {"0_1", "0_2"}),
+        ("swapped", {"0_0", "1_2"}),
+    ],
+)
+def test_tiles_that_are_not_what_they_should_be_are_reported(tmp_path: Path, name: str, apart: set[str]) -> None:
+    spoil: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "upside down": lambda p: p[::-1, ::-1].copy(), "turned": lambda p: np.rot90(p).copy(), "black": np.zeros_like,
+    }  # fmt: skip
+
+    def change(z: int, tile: dict[str, Any], pixels: np.ndarray) -> np.ndarray:
+        return spoil[name](pixels) if name in spoil and (tile["row"], tile["col"]) == (1, 1) else pixels
+
+    made = Acquisition(tmp_path, rows=2, cols=3, width=240, height=240, overlap=40, change=change)
+    if name not in spoil:
+        path = "artifacts/tiles/tiles/sections/000000.json"
+        document = made.store.get_json(path)
+        one, other = (t for t in document["tiles"] if f"{t['row']}_{t['col']}" in apart)
+        one["uri"], other["uri"] = other["uri"], one["uri"]
+        made.store.put_json(path, document)
+    document = made.run().section(0)
+    assert document["status"] == "flagged"
+    assert {tile for tile, group in document["placed"].items() if group} == apart
+    assert all(tile in document["reason"] for tile in apart)
+
+
 def test_missing_and_damaged_tiles_flag_their_section_only(tmp_path: Path) -> None:
     def damage(z: int, tile: dict[str, Any], pixels: np.ndarray) -> np.ndarray | None:
         if (tile["row"], tile["col"]) != (0, 1):
