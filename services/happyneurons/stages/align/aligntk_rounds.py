@@ -8,7 +8,7 @@ rendering and all that comes after is the same.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from happyneurons.stages.align.stage import (
     input_image,
     lengths,
     matches_path,
+    whole_stack,
     working_path,
 )
 
@@ -149,6 +150,9 @@ class RegisterBridges(RegisterPairs, BridgePairs):
 
 class RelaxStack(SolveStack):
     """One task: the places of all sections by `align`, a relaxation of springs over the maps of the pairs."""
+
+    def plan(self, context: Context[Any]) -> Iterable[Task]:
+        yield whole_stack(context)  # AlignTK takes a stack as a whole, however long it is
 
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
         from happyneurons.imaging.transforms import SECTION, transforms_path

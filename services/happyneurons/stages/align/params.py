@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from happyneurons.jobs.stage import StageParams
 
@@ -110,6 +110,15 @@ class AlignParams(StageParams):
     drift_persistence_nm: float = Field(
         _PERSISTENCE_NM, gt=0, le=1e6, description="Distance in z over which tissue keeps its direction (nm)"
     )
+    window_sections: int = Field(
+        256,
+        ge=8,
+        le=100_000,
+        description="Longer stacks are solved in windows of about so many sections each, after their affine maps",
+    )
+    window_overlap: int = Field(
+        24, ge=2, le=10_000, description="Sections that neighbouring windows share; at most half of a window"
+    )
     anchor: int | None = Field(
         None,
         ge=0,
@@ -120,6 +129,12 @@ class AlignParams(StageParams):
     )
     interpolation: Literal["linear", "cubic", "lanczos"] = Field("cubic", description="How pixels are resampled")
     margin_px: int = Field(0, ge=0, le=100_000, description="Border added around the input's bounds (px)")
+
+    @model_validator(mode="after")
+    def _windows_differ(self) -> AlignParams:
+        if 2 * self.window_overlap > self.window_sections:
+            raise ValueError("window_overlap: at most half of window_sections")
+        return self
 
 
 @dataclass(frozen=True)

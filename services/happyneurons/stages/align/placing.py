@@ -14,10 +14,14 @@ from happyneurons.imaging.warp import GridWarp
 from happyneurons.stages.align.params import AlignParams, Lengths
 from happyneurons.stages.align.prepare import stiffness
 from happyneurons.stages.align.render import least_stretch
-from happyneurons.stages.align.solve import SolveSettings, apply, solve
+from happyneurons.stages.align.solve import Solution, SolveSettings, apply, solve
 from happyneurons.stages.align.system import NodeGrid, Pair
 
 Doubles = NDArray[np.float64]
+LoadMatches = Callable[[int, int], Mapping[str, np.ndarray]]
+"""`(a, b)` → the points of a pair."""
+LoadKind = Callable[[int], NDArray[np.uint8]]
+"""`z` → which px of a section's working picture are tissue or artifact."""
 
 # A section is flagged if its residual is so many times the stack's median, and more than this.
 _ODD_RESIDUAL, _ODD_RESIDUAL_PX = 3.0, 1.0
@@ -52,41 +56,66 @@ class Placed:
 def place_stack(
     good: Sequence[int],
     pairs: Sequence[Mapping[str, Any]],
-    load_matches: Callable[[int, int], Mapping[str, np.ndarray]],
-    load_kind: Callable[[int], NDArray[np.uint8]],
+    load_matches: LoadMatches,
+    load_kind: LoadKind,
     shape_yx: tuple[int, int],
     px: Lengths,
     params: AlignParams,
 ) -> Placed:
     """Warps of the good sections that match a neighbour; the others are left out as failed.
 
-    pairs: what the pairs' tasks reported. load_matches(a, b): their points. load_kind(z): which px
-    of the working picture are tissue or artifact.
+    pairs: what the pairs' tasks reported.
     """
     height, width = shape_yx
     usable = [p for p in pairs if p["ok"]]
     kept = matched_sections(good, usable, params.anchor)
-    index = {z: k for k, z in enumerate(kept)}
     found = load_pairs(kept, usable, load_matches)
-    grid = NodeGrid(width, height, px.node_spacing_px)
-    settings = SolveSettings(
-        node_spacing_px=px.node_spacing_px, distortion_range_px=px.distortion_range_px, drift_px=px.drift_px,
-        drift_range_px=px.drift_range_px, drift_persistence=px.drift_persistence, noise_px=px.noise_px,
-        distortion_px=params.distortion_px,
-    )  # fmt: skip
-    stiff: list[Doubles | None] = []
-    for z in kept:
-        s = stiffness(load_kind(z), px.factor, grid.shape, px.node_spacing_px)
-        stiff.append(s if (s < 1).any() else None)
-    solution = solve(found, kept, width, height, settings, stiff)
+    stiff = stiffnesses(kept, load_kind, shape_yx, px)
+    solution = solve(found, kept, width, height, solve_settings(px, params), stiff)
+    return placed(solution, good, kept, usable, found, shape_yx, px, params)
+
+
+def placed(
+    solution: Solution,
+    good: Sequence[int],
+    kept: Sequence[int],
+    usable: Sequence[Mapping[str, Any]],
+    found: Sequence[Pair],
+    shape_yx: tuple[int, int],
+    px: Lengths,
+    params: AlignParams,
+) -> Placed:
+    """Warps and figures of a solved stack. found: points of the usable pairs, all or some of them."""
+    height, width = shape_yx
     nodes = [solution.nodes(k, px.node_spacing_px) for k in range(len(kept))]
     if params.anchor is not None:
-        nodes = _anchored(nodes, index[params.anchor], px.node_spacing_px)
-    warps = {z: Warp(px.node_spacing_px, np.round(nodes[k], _DIGITS)) for z, k in index.items()}
+        nodes = _anchored(nodes, kept.index(params.anchor), px.node_spacing_px)
+    warps = {z: Warp(px.node_spacing_px, np.round(n, _DIGITS)) for z, n in zip(kept, nodes, strict=True)}
     maps = {z: w.grid_warp() for z, w in warps.items()}
     figures, summary = judge(good, kept, usable, found, maps, (width, height))
     summary |= {"jitter_px": round(solution.jitter_px, 3), "distortion_px": round(solution.distortion_px, 3)}
     return Placed(warps, figures, summary)
+
+
+def solve_settings(px: Lengths, params: AlignParams) -> SolveSettings:
+    return SolveSettings(
+        node_spacing_px=px.node_spacing_px, distortion_range_px=px.distortion_range_px, drift_px=px.drift_px,
+        drift_range_px=px.drift_range_px, drift_persistence=px.drift_persistence, noise_px=px.noise_px,
+        distortion_px=params.distortion_px,
+    )  # fmt: skip
+
+
+def stiffnesses(
+    sections: Sequence[int], load_kind: LoadKind, shape_yx: tuple[int, int], px: Lengths
+) -> list[Doubles | None]:
+    """For each section None, or its stiffness at each node where artifacts may hide a tear."""
+    height, width = shape_yx
+    grid = NodeGrid(width, height, px.node_spacing_px)
+    stiff: list[Doubles | None] = []
+    for z in sections:
+        s = stiffness(load_kind(z), px.factor, grid.shape, px.node_spacing_px)
+        stiff.append(s if (s < 1).any() else None)
+    return stiff
 
 
 def matched_sections(good: Sequence[int], usable: Sequence[Mapping[str, Any]], anchor: int | None) -> list[int]:
@@ -103,17 +132,16 @@ def matched_sections(good: Sequence[int], usable: Sequence[Mapping[str, Any]], a
 
 
 def load_pairs(
-    kept: Sequence[int],
-    usable: Sequence[Mapping[str, Any]],
-    load_matches: Callable[[int, int], Mapping[str, np.ndarray]],
+    kept: Sequence[int], usable: Sequence[Mapping[str, Any]], load_matches: LoadMatches, most: int | None = None
 ) -> list[Pair]:
-    """Points of the usable pairs; their sections are counted along `kept`."""
+    """Points of the usable pairs, at most so many of each; their sections are counted along `kept`."""
     index = {z: k for k, z in enumerate(kept)}
     pairs = []
     for report in usable:
         points = load_matches(report["a"], report["b"])
         a, b = index[report["a"]], index[report["b"]]
-        pairs.append(Pair(a, b, points["a_xy"], points["b_xy"], points["correlation"] ** 2))
+        some = slice(None, None, 1 if most is None else -(-len(points["a_xy"]) // most) or 1)
+        pairs.append(Pair(a, b, points["a_xy"][some], points["b_xy"][some], points["correlation"][some] ** 2))
     return pairs
 
 

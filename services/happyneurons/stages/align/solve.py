@@ -92,12 +92,12 @@ def solve(
     grid = NodeGrid(width, height, settings.node_spacing_px)
     if not pairs:
         return Solution(_identities(k), np.zeros((k, *grid.shape, 2)), 0.0, 0.0)
-    matrices, jitter = _solve_affine(pairs, gaps, width, height, settings)
-    shifts, distortion = _solve_elastic(pairs, gaps, matrices, grid, settings, weak)
-    return _centred(Solution(matrices, shifts, jitter, distortion), grid)
+    matrices, jitter = solve_affine(pairs, gaps, width, height, settings)
+    shifts, distortion = solve_elastic(pairs, gaps, matrices, grid, settings, weak)
+    return centred(Solution(matrices, shifts, jitter, distortion), grid)
 
 
-def _centred(solution: Solution, grid: NodeGrid) -> Solution:
+def centred(solution: Solution, grid: NodeGrid) -> Solution:
     """The same solution under the affine map that makes the sections' mean map the identity.
 
     Distortions have mean zero, so this is the best guess of the true frame; and it keeps the scale
@@ -120,9 +120,10 @@ def _centred(solution: Solution, grid: NodeGrid) -> Solution:
 # --- affine --------------------------------------------------------------------------------------
 
 
-def _solve_affine(
+def solve_affine(
     pairs: Sequence[Pair], gaps: Doubles, width: int, height: int, settings: SolveSettings
 ) -> tuple[Doubles, float]:
+    """(k, 2, 3) affine maps of k sections, gaps (k - 1,) apart, and the rms of their shifts (px)."""
     centre = np.array([(width - 1) / 2, (height - 1) / 2])
     half = max(width, height) / 2
 
@@ -184,7 +185,7 @@ def _pair_affine(pair: Pair, basis: Basis) -> tuple[Doubles, float]:
 # --- elastic -------------------------------------------------------------------------------------
 
 
-def _solve_elastic(
+def solve_elastic(
     pairs: Sequence[Pair],
     gaps: Doubles,
     matrices: Doubles,
@@ -192,6 +193,7 @@ def _solve_elastic(
     settings: SolveSettings,
     weak: Sequence[Doubles | None] | None,
 ) -> tuple[Doubles, float]:
+    """(k, ny, nx, 2) shifts of the nodes beyond given affine maps, and the rms of elastic distortion (px)."""
     count = len(gaps) + 1
     system = System(pairs, gaps, grid.basis)
     offset = np.concatenate([apply(matrices[p.b], p.b_xy) - apply(matrices[p.a], p.a_xy) for p in pairs])

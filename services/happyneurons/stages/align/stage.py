@@ -24,6 +24,8 @@ from happyneurons.store.artifacts import Bounds
 
 if TYPE_CHECKING:
     from happyneurons.stages.align.coarse import Level
+    from happyneurons.stages.align.placing import Placed
+    from happyneurons.stages.align.windows import LongStack
     from happyneurons.store.volumes import PrecomputedVolume
 
 CHUNK_PX = 1024
@@ -213,40 +215,134 @@ class BridgePairs(MatchPairs):
 PAIR_ROUNDS = (MatchPairs.name, BridgePairs.name)
 
 
+def is_long(context: Context[Any]) -> bool:
+    """Whether the stack is solved in windows."""
+    return len(good_sections(context)) > context.params.window_sections
+
+
+def write_placed(context: Context[Any], placed: Placed) -> TaskResult:
+    """Keep the warps and figures of a solved stack."""
+    from happyneurons.imaging.transforms import SECTION, transforms_path
+
+    store = context.output_store("stack")
+    _, y0, x0 = input_image(context).start_zyx
+    for z, warp in placed.warps.items():
+        store.put_arrays(transforms_path(z), **warp.moved((x0, y0)).arrays(SECTION))
+    store.put_json("solution.json", {"sections": placed.figures, "summary": placed.summary})
+    return TaskResult(data=placed.summary)
+
+
+def whole_stack(context: Context[Any]) -> Task:
+    """The task that places all sections. Raises UserError if none has a picture."""
+    good = good_sections(context)
+    if not good:
+        raise UserError(f"input stack: no section of {context.input('stack').uri} has a picture with tissue")
+    return Task(key="stack", payload={"sections": len(good)}, cost=len(good))
+
+
 class SolveStack(Round):
-    """One task: the places of all sections."""
+    """One task: the places of all sections. Long stacks have the three rounds below instead."""
 
     name = "solve"
 
     def plan(self, context: Context[Any]) -> Iterable[Task]:
-        good = good_sections(context)
-        if not good:
-            raise UserError(f"input stack: no section of {context.input('stack').uri} has a picture with tissue")
-        yield Task(key="stack", payload={"sections": len(good)}, cost=len(good))
+        if not is_long(context):
+            yield whole_stack(context)
 
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
-        from happyneurons.imaging.transforms import SECTION, transforms_path
         from happyneurons.stages.align.placing import place_stack
 
         image = input_image(context)
         store = context.output_store("stack")
-        px = lengths(context)
-        pairs = [data for name in PAIR_ROUNDS for _, data in context.results(name)]
         placed = place_stack(
             good_sections(context),
-            pairs,
+            [data for name in PAIR_ROUNDS for _, data in context.results(name)],
             lambda a, b: store.get_arrays(matches_path(a, b)),
             lambda z: store.get_arrays(working_path(z))["kind"],
             (image.shape_zyx[1], image.shape_zyx[2]),
-            px,
+            lengths(context),
             context.params,
         )
-        _, y0, x0 = image.start_zyx
-        for z, warp in placed.warps.items():
-            moved = warp.moved((x0, y0))
-            store.put_arrays(transforms_path(z), **moved.arrays(SECTION))
-        store.put_json("solution.json", {"sections": placed.figures, "summary": placed.summary})
-        return TaskResult(data=placed.summary)
+        return write_placed(context, placed)
+
+
+def long_stack(context: Context[Any]) -> LongStack:
+    """After the rounds of pairs."""
+    from happyneurons.stages.align.windows import LongStack
+
+    def make() -> LongStack:
+        image, store = input_image(context), context.output_store("stack")
+        return LongStack(
+            good_sections(context),
+            [data for name in PAIR_ROUNDS for _, data in context.results(name)],
+            lambda a, b: store.get_arrays(matches_path(a, b)),
+            lambda z: store.get_arrays(working_path(z))["kind"],
+            (image.shape_zyx[1], image.shape_zyx[2]),
+            lengths(context),
+            context.params,
+        )
+
+    stack: LongStack = context.once("long stack", make)
+    return stack
+
+
+class SolveAffine(Round):
+    """One task of a long stack: the affine maps of all sections, from a few points of each pair."""
+
+    name = "affine"
+    path = "solve/affine.npz"
+
+    def plan(self, context: Context[Any]) -> Iterable[Task]:
+        if is_long(context):
+            yield Task(key="stack", payload={}, cost=len(good_sections(context)))
+
+    def run(self, task: Task, context: Context[Any]) -> TaskResult:
+        matrices, jitter_px = long_stack(context).affine()
+        context.output_store("stack").put_arrays(self.path, matrices=matrices)
+        return TaskResult(data={"jitter_px": jitter_px})
+
+
+class SolveWindows(Round):
+    """Windows of a long stack: elastic shifts beyond the affine maps."""
+
+    name = "windows"
+
+    @staticmethod
+    def path(start: int) -> str:
+        return f"solve/{start:06d}.npz"
+
+    def plan(self, context: Context[Any]) -> Iterable[Task]:
+        if is_long(context):
+            for w in long_stack(context).windows():
+                yield Task(key=f"{w.start:06d}", payload={"start": w.start, "stop": w.stop}, cost=w.stop - w.start)
+
+    def run(self, task: Task, context: Context[Any]) -> TaskResult:
+        from happyneurons.stages.align.windows import Window
+
+        store, window = context.output_store("stack"), Window(task.payload["start"], task.payload["stop"])
+        shifts, distortion_px = long_stack(context).elastic(window, store.get_arrays(SolveAffine.path)["matrices"])
+        store.put_arrays(self.path(window.start), shifts=shifts)
+        return TaskResult(data={"distortion_px": float(distortion_px)})
+
+
+class PlaceLongStack(Round):
+    """One task of a long stack: what the windows say, blended."""
+
+    name = "place"
+
+    def plan(self, context: Context[Any]) -> Iterable[Task]:
+        if is_long(context):
+            yield Task(key="stack", payload={}, cost=len(good_sections(context)))
+
+    def run(self, task: Task, context: Context[Any]) -> TaskResult:
+        import numpy as np
+
+        store, stack = context.output_store("stack"), long_stack(context)
+        matrices = store.get_arrays(SolveAffine.path)["matrices"]
+        jitter_px = next(data["jitter_px"] for _, data in context.results(SolveAffine.name))
+        distortion_px = float(np.median([data["distortion_px"] for _, data in context.results(SolveWindows.name)]))
+        solved = [(w, store.get_arrays(SolveWindows.path(w.start))["shifts"]) for w in stack.windows()]
+        return write_placed(context, stack.place(matrices, jitter_px, solved, distortion_px))
 
 
 class RenderSections(Round):
@@ -360,7 +456,8 @@ class Align(Stage[AlignParams]):
             from happyneurons.stages.align.aligntk_rounds import RegisterBridges, RegisterPairs, RelaxStack
 
             return [PrepareSections(), RegisterPairs(), RegisterBridges(), RelaxStack(), RenderSections()]
-        return [PrepareSections(), MatchPairs(), BridgePairs(), SolveStack(), RenderSections()]
+        long = (SolveAffine(), SolveWindows(), PlaceLongStack())
+        return [PrepareSections(), MatchPairs(), BridgePairs(), SolveStack(), *long, RenderSections()]
 
     def finish(self, context: Context[AlignParams]) -> StageResult:
         image, stack, box = input_image(context), context.input("stack"), _output_bounds(context)
@@ -372,7 +469,7 @@ class Align(Stage[AlignParams]):
         pairs = [data["ok"] for name in PAIR_ROUNDS for _, data in context.results(name)]
         metrics["pairs_ok"] = float(sum(pairs))
         metrics["pairs_failed"] = float(len(pairs) - sum(pairs) + sum(len(context.quarantined(n)) for n in PAIR_ROUNDS))
-        for _, summary in context.results(SolveStack.name):
+        for _, summary in (*context.results(SolveStack.name), *context.results(PlaceLongStack.name)):
             metrics |= {name: float(value) for name, value in summary.items()}
         output = Output(
             "section_stack", image.voxel_size_nm_xyz, box,

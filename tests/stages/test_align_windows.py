@@ -1,0 +1,60 @@
+"""Long stacks: windows that overlap, solved by tasks of their own, say what the stack as a whole says."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from happyneurons.errors import UserError
+from happyneurons.imaging.transforms import AlignTransforms
+from happyneurons.stages.align.windows import weights, windows
+from happyneurons.store.documents import Store
+from tests.stages.attempts import files
+from tests.stages.test_align import SECTIONS, Z0, Warps, align, distorted, errors, grid_points, publish, tissue
+
+__all__ = ["distorted", "tissue"]  # fixtures
+LONG = {"window_sections": 8, "window_overlap": 4}
+
+
+@pytest.mark.parametrize(("count", "size", "overlap"), [(10_000, 256, 24), (257, 256, 24), (20, 8, 4), (9, 8, 2)])
+def test_windows_cover_all_sections_and_their_shares_add_up(count: int, size: int, overlap: int) -> None:
+    found = windows(count, size, overlap)
+    total = np.zeros(count)
+    for i, window in enumerate(found):
+        total[window.start : window.stop] += weights(found, i)
+        assert window.stop - window.start <= size + 1
+    np.testing.assert_allclose(total, 1)
+    for before, after in pairwise(found):
+        assert before.stop - after.start == overlap
+
+
+@pytest.mark.slow
+def test_windows_say_what_the_whole_stack_says(tmp_path: Path, distorted: tuple[np.ndarray, Warps]) -> None:
+    pictures, truth = distorted
+    stores = [Store(str(tmp_path / name)) for name in ("whole", "windows")]
+    (_, whole), (manifest, cut) = (
+        align(store, publish(store, pictures), **params) for store, params in zip(stores, ({}, LONG), strict=True)
+    )
+    names = [p.split("/", 1)[-1] for p in files(stores[1], manifest.job_key)]
+    assert len([n for n in names if n.startswith("solve/0")]) == len(windows(SECTIONS, 8, 4)) > 3
+    points = grid_points()
+    apart = []
+    for z in range(Z0, Z0 + SECTIONS):
+        one, other = AlignTransforms(whole).map(z, points), AlignTransforms(cut).map(z, points)
+        assert one is not None
+        assert other is not None
+        apart.append(np.linalg.norm(one - other, axis=1))
+    assert np.median(np.concatenate(apart)) < 0.3
+    (adjacent, absolute, scale), (_, absolute_whole, _) = errors(cut, truth), errors(whole, truth)
+    assert np.median(adjacent) < 0.6
+    assert np.median(absolute) < 1.3 * np.median(absolute_whole)
+    assert abs(scale - 1) < 0.005
+    assert manifest.metrics["scale_error"] < 1e-4
+
+
+def test_windows_must_be_longer_than_what_they_share(store: Store, distorted: tuple[np.ndarray, Warps]) -> None:
+    with pytest.raises(UserError, match="at most half of window_sections"):
+        align(store, publish(store, distorted[0]), window_sections=8, window_overlap=5)
