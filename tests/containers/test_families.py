@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pkgutil
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,8 +32,12 @@ def pins(path: Path) -> dict[str, set[str]]:
     return found
 
 
+def own_stages() -> set[str]:
+    return {m.name.replace("_", "-") for m in pkgutil.iter_modules(stages.__path__) if m.ispkg}
+
+
 def test_every_stage_of_the_package_has_one_family() -> None:
-    own = {m.name.replace("_", "-") for m in pkgutil.iter_modules(stages.__path__) if m.ispkg}
+    own = own_stages()
     listed = [stage for family in FAMILIES.values() for stage in family.stages]
     assert sorted(listed) == sorted(own), "containers/families.yaml and services/happyneurons/stages disagree"
     assert not set(FAMILIES) & own, "images of families and of stages have names of one kind"
@@ -66,6 +72,33 @@ def test_names_of_stages_and_families_find_families() -> None:
     assert [f.name for f in wanted_families([])] == list(FAMILIES)
     with pytest.raises(BuildError, match=r"families.yaml names no family for the stage montages"):
         wanted_families(["montages"])
+
+
+MODULES = {
+    "cloud-volume": "cloudvolume", "connected-components-3d": "cc3d", "crc32c": "crc32c", "fastremap": "fastremap",
+    "h5py": "h5py", "mpi4py": "mpi4py", "mpich": None, "opencv-python-headless": "cv2", "scipy": "scipy",
+    "tinybrain": "tinybrain", "zfpy": "zfpy",
+}  # fmt: skip
+"""What is imported of a distribution."""
+WITHOUT = """
+import sys
+class Lacking:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in LACKING:
+            raise ModuleNotFoundError(f"{name} is not in the image")
+LACKING = set(sys.argv.pop(1).split(","))
+sys.meta_path.insert(0, Lacking())
+from happyneurons.cli.main import main
+main()
+"""
+
+
+def test_the_control_plane_lists_all_stages_with_the_packages_of_its_image() -> None:
+    lacking = ",".join(module for name in FAMILIES["control"].without if (module := MODULES[name]))
+    command = [sys.executable, "-c", WITHOUT, lacking, "stage", "list", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert own_stages() <= {s["name"] for s in json.loads(done.stdout)}
 
 
 def test_a_host_mpi_that_is_not_there_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation
 
 from happyneurons.errors import UserError
 
@@ -54,6 +53,8 @@ def open_gaps(labels: np.ndarray, px: int) -> np.ndarray:
         gap[low] |= touching
         gap[high] |= touching
     if px > 1:
+        from scipy.ndimage import binary_dilation  # this module is imported where stages are only listed
+
         gap = binary_dilation(gap, iterations=px - 1)
     return np.where(gap, 0, labels) if px else labels.copy()
 
