@@ -165,9 +165,9 @@ def montage(
     for line in (data / "tiles.txt").read_text().splitlines():
         path, x, y, z = line.split("\t")
         sections.setdefault(int(z), []).append(f"{Path(path).name}\t{x}\t{y}")
-    for z, tiles in sections.items():
-        head = _head(data / f"tiles/z{z:03d}", feabas.pixel_size_nm, tile_px)
-        (folder / f"z{z:03d}.txt").write_text("\n".join([*head, *tiles]) + "\n")
+    for section, tiles in sections.items():
+        head = _head(data / f"tiles/z{section:03d}", feabas.pixel_size_nm, tile_px)
+        (folder / f"z{section:03d}.txt").write_text("\n".join([*head, *tiles]) + "\n")
     for mode in ("matching", "optimization"):
         feabas.stage("stitch_main", mode)
     found = feabas.sample("tile", "stitch/tform", tile_px)
