@@ -7,11 +7,13 @@ for those:
     python3.11 -m venv feabas-venv && feabas-venv/bin/pip install feabas==3.0.6
 
 Its own scripts are run, in the order of its README and without rendering: `stitch_main` matching, optimization on the
-tiles; `thumbnail_main` downsample, match, optimization and `align_main` meshing, matching, optimization on the
-benchmark's own sections (given as sections that are stitched already). One worker, one thread. Its defaults are kept,
+tiles; `thumbnail_main` downsample, match, optimization and `align_main` matching, optimization on the benchmark's own
+sections (given as sections that are stitched already). One worker, one thread. Its defaults are kept,
 but for what its README tells users to fit to their data: the pixel size, the level of the thumbnails (sides of 500–4000
-px, no high pass at so small a level), and, in ALIGN, the spacing of meshes and matches, whose defaults are made for
-sections of many thousand px and are wider than what there is to correct here.
+px, no high pass at so small a level), and, in ALIGN, the level of the fine matching and the spacing of meshes and
+matches, whose defaults are made for sections of many thousand px. ALIGN is the best in px a CPU second of six that were
+tried on other data (seed 0, 6 sections; adjacent_px 5.6/13.9, with FEABAS's defaults 8.0/18.6; matching at full size
+gave 5.5/13.8 for 2.7 times the CPU seconds of this step).
 
 The blank section is not pointed out to FEABAS: it compares neighbours and next neighbours by default
 (`compare_distance: 2`), so a section without matches is bridged. Folds and dirt are not masked.
@@ -58,7 +60,7 @@ THUMBNAIL: dict[str, Any] = {
 }
 ALIGN: dict[str, Any] = {
     "meshing": {"num_workers": 1, "mesh_size": 150},
-    "matching": {"working_mip_level": 2, "matcher_config": {"num_workers": 1, "spacings": [100, 50]}},
+    "matching": {"working_mip_level": 1, "matcher_config": {"num_workers": 1, "spacings": [200, 100]}},
     "optimization": {"num_workers": 1},
 }
 
@@ -188,7 +190,7 @@ def align(feabas: Feabas, data: Path, sections: int, size_px: int) -> Callable[[
         cv2.imwrite(str(masks / f"z{z:03d}.png"), thumbnail)
     for mode in ("downsample", "match", "optimization"):
         feabas.stage("thumbnail_main", mode)
-    for mode in ("meshing", "matching", "optimization"):
+    for mode in ("matching", "optimization"):  # the first makes the meshes, too
         feabas.stage("align_main", mode)
     found = feabas.sample("section", "align/tform", size_px)
     return lambda z, xy: _interpolated(found, f"z{z:03d}", xy)
