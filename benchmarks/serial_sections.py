@@ -2,6 +2,7 @@
 
 usage: python benchmarks/serial_sections.py --data DIR [--out report.json]
        python benchmarks/serial_sections.py --seed 7 [--sections 16] [--zstep 3] …
+       … --peer feabas --feabas-python feabas-venv/bin/python --feabas-checkout feabas [--peer aligntk]
 
 DIR is what ../shared/bench/serial_sections/generate.py wrote (real FIB-SEM as tiles with jitter, lens and stage errors;
 sections with elastic deformation, a fold, dirt and a blank one); with --seed it is made first. Montage starts from the
@@ -14,6 +15,12 @@ reading, matching, solving, rendering, writing); `align.scale` (singular values 
 sections that it was given: 1 is what it should keep) and `align.scale_to_truth` (the same from the undistorted tissue,
 which sections of random scale do not tell); `dropped_sections`. Tissue that really moves from section to section counts
 as error in `adjacent_px` and `gap_px`.
+
+With --peer the same data goes through other programs, one worker and one thread each, scored by the same scorer:
+`peers.NAME.montage`, `peers.NAME.align` (as above) and `ratios.NAME`, the peer's figure divided by ours: more than 1 is
+for us. feabas: benchmarks/peers/feabas.py says what it needs and does; its `gap_px` is across the blank section, its
+`cpu_s_per_section` is without its start and without rendering, which ours has in it. aligntk: our stage with `backend:
+aligntk` (docs/align.md; HPN_ALIGNTK_BIN names its folder; about a minute a pair), alignment only.
 """
 
 from __future__ import annotations
@@ -23,6 +30,7 @@ import contextlib
 import io
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +38,15 @@ import cv2
 import numpy as np
 from align import align, publish_stack
 from montage import BENCH, cpu_s, generated, load, tile_set
+from peers import feabas
 
 from happyneurons.imaging.transforms import AlignTransforms, MontageTransforms
 from happyneurons.store.artifacts import load_artifact
 from happyneurons.store.documents import Store
 from happyneurons.worker.local import run_stage
+
+Map = Callable[[int, np.ndarray], "np.ndarray | None"]  # (section, px) → aligned px
+TileMap = Callable[[int, tuple[int, int], np.ndarray], "np.ndarray | None"]  # (section, (row, column), px) → montage px
 
 
 def main() -> None:
@@ -46,10 +58,15 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=("montage", "align"), default=["montage", "align"])
     parser.add_argument("--montage-params", type=json.loads, default={}, help="JSON")
     parser.add_argument("--align-params", type=json.loads, default={}, help="JSON")
+    parser.add_argument("--peer", action="append", choices=("feabas", "aligntk"), default=[], help="repeatable")
+    parser.add_argument("--feabas-python", type=Path, help="of an environment that has FEABAS")
+    parser.add_argument("--feabas-checkout", type=Path, help="of github.com/YuelongWu/feabas: its scripts and configs")
     parser.add_argument("--out", type=Path, help="write the report here, as JSON")
     options = parser.parse_args()
     if (options.data is None) == (options.seed is None):
         parser.error("give --data or --seed")
+    if "feabas" in options.peer and not (options.feabas_python and options.feabas_checkout):
+        parser.error("--peer feabas needs --feabas-python and --feabas-checkout")
     with tempfile.TemporaryDirectory() as scratch:
         data = options.data or generated(Path(scratch) / "bench", options.seed, options.sections, options.zstep)
         score = load(BENCH / "score.py")
@@ -60,6 +77,14 @@ def main() -> None:
         if "align" in options.parts:
             report["align"] = _align(score, truth, data, Store(f"{scratch}/align"), options.align_params)
             report["dropped_sections"] = report["align"].pop("dropped_sections")
+        for name in dict.fromkeys(options.peer):
+            folder = Path(scratch) / name
+            folder.mkdir()
+            found = {"feabas": _feabas, "aligntk": _aligntk}[name](score, truth, data, folder, options)
+            report.setdefault("peers", {})[name] = found
+            report.setdefault("ratios", {})[name] = {
+                p: _ratios(found[p], report[p]) for p in options.parts if p in found
+            }
     print(json.dumps(report, indent=1))
     if options.out:
         options.out.write_text(json.dumps(report, indent=1) + "\n")
@@ -71,12 +96,16 @@ def _montage(score: Any, truth: Any, data: Path, store: Store, params: dict[str,
     manifest = run_stage(store, "montage", inputs={"tiles": tiles.uri}, params=params)
     used = cpu_s() - before
     transforms = MontageTransforms(load_artifact(manifest.outputs["stack"].uri))
+    found = _montage_figures(score, truth, transforms.map)
+    return {**found, "cpu_s_per_section": round(used / truth.n, 3)}
+
+
+def _montage_figures(score: Any, truth: Any, place: TileMap) -> dict[str, Any]:
     with contextlib.redirect_stdout(io.StringIO()):
-        found = score.eval_montage(truth, lambda z, t, xy: transforms.map(z, divmod(t, truth.G), np.asarray(xy)))
+        found = score.eval_montage(truth, lambda z, t, xy: place(z, divmod(t, truth.G), np.asarray(xy)))
     return {
         "seam_px": _spread(found["seam"]),
         "global_px": _spread(found["glob"]),
-        "cpu_s_per_section": round(used / truth.n, 3),
         "failed_sections": found["failed_sections"],
     }
 
@@ -87,35 +116,74 @@ def _align(score: Any, truth: Any, data: Path, store: Store, params: dict[str, A
     aligned, _, used = align(store, stack, params)
     transforms = AlignTransforms(aligned)
     dropped = [z for z in range(truth.n) if transforms.map(z, np.zeros((1, 2))) is None]
-    found = _score_align(score, truth, transforms, range(truth.n))
-    gaps = [_score_align(score, truth, transforms, (z - 1, z + 1)) for z in dropped if 0 < z < truth.n - 1]
+    found = _align_figures(score, truth, transforms.map, dropped)
+    return {**found, "cpu_s_per_section": round(used / truth.n, 3), "dropped_sections": dropped}
+
+
+def _align_figures(score: Any, truth: Any, place: Map, gaps: list[int]) -> dict[str, Any]:
+    """gaps: the sections whose neighbours `gap_px` compares."""
+    found = _score_align(score, truth, place, range(truth.n))
+    across = [_score_align(score, truth, place, (z - 1, z + 1)) for z in gaps if 0 < z < truth.n - 1]
     return {
         "adjacent_px": _spread(found["adjacent"]),
-        "gap_px": {k: float(np.median([_spread(g["adjacent"])[k] for g in gaps])) for k in ("median", "p95")}
-        if gaps
+        "gap_px": {k: float(np.median([_spread(g["adjacent"])[k] for g in across])) for k in ("median", "p95")}
+        if across
         else None,
         "absolute_px": _spread(found["abs_affine"]),
-        "scale": _mean_scale(transforms, [z for z in range(truth.n) if z not in dropped], truth.W),
+        "scale": _mean_scale(place, [z for z in range(truth.n) if z not in gaps], truth.W),
         "scale_to_truth": found["out_scale_sv"],
-        "cpu_s_per_section": round(used / truth.n, 3),
-        "dropped_sections": dropped,
     }
 
 
-def _mean_scale(transforms: AlignTransforms, sections: list[int], size: int) -> list[float]:
+def _mean_scale(place: Map, sections: list[int], size: int) -> list[float]:
     """Singular values of the mean over sections of the affine map section px → aligned px."""
     axis = np.arange(0.0, size, 64)
     xy = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     design = np.column_stack([xy, np.ones(len(xy))])
-    maps = [np.linalg.lstsq(design, transforms.map(z, xy), rcond=None)[0][:2] for z in sections]
+    placed = [p for z in sections if (p := place(z, xy)) is not None]
+    maps = [np.linalg.lstsq(design, p, rcond=None)[0][:2] for p in placed]
     return [round(float(v), 5) for v in np.linalg.svd(np.mean(maps, axis=0))[1]]
 
 
-def _score_align(score: Any, truth: Any, transforms: AlignTransforms, sections: Any) -> dict[str, Any]:
+def _score_align(score: Any, truth: Any, place: Map, sections: Any) -> dict[str, Any]:
     wanted = set(sections)
     with contextlib.redirect_stdout(io.StringIO()):
-        found: dict[str, Any] = score.eval_align(truth, lambda z, xy: transforms.map(z, xy) if z in wanted else None)
+        found: dict[str, Any] = score.eval_align(truth, lambda z, xy: place(z, xy) if z in wanted else None)
     return found
+
+
+def _feabas(score: Any, truth: Any, data: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    report: dict[str, Any] = {}
+    for part in options.parts:
+        (folder / part).mkdir()
+        peer = feabas.Feabas(options.feabas_python, options.feabas_checkout, folder / part)
+        if part == "montage":
+            report[part] = _montage_figures(score, truth, feabas.montage(peer, data, truth.ts))
+        else:
+            place = feabas.align(peer, data, truth.n, truth.W)
+            report[part] = _align_figures(score, truth, place, [truth.special["blank"]])
+        report[part]["cpu_s_per_section"] = round(peer.cpu_s / truth.n, 3)
+        report[part]["cpu_s_per_section_with_start"] = round(peer.cpu_s_with_start / truth.n, 3)
+        report["version"] = peer.version()
+    return report
+
+
+def _aligntk(score: Any, truth: Any, data: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    if "align" not in options.parts:
+        return {}
+    before = feabas.children_cpu_s()
+    found = _align(score, truth, data, Store(str(folder)), {**options.align_params, "backend": "aligntk"})
+    used = found["cpu_s_per_section"] + (feabas.children_cpu_s() - before) / truth.n  # its programs are processes
+    return {"align": {**found, "cpu_s_per_section": round(used, 3)}}
+
+
+def _ratios(peer: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """The peer's errors and CPU seconds divided by ours."""
+    ratios: dict[str, Any] = {}
+    for name in ("seam_px", "global_px", "adjacent_px", "gap_px", "absolute_px"):
+        if peer.get(name) and ours.get(name):
+            ratios[name] = {k: round(peer[name][k] / ours[name][k], 2) for k in ("median", "p95")}
+    return {**ratios, "cpu_s_per_section": round(peer["cpu_s_per_section"] / ours["cpu_s_per_section"], 2)}
 
 
 def _spread(figures: dict[str, float]) -> dict[str, float]:
