@@ -162,7 +162,8 @@ def _feabas(score: Any, truth: Any, data: Path, folder: Path, options: argparse.
         else:
             place = feabas.align(peer, data, truth.n, truth.W)
             report[part] = _align_figures(score, truth, place, [truth.special["blank"]])
-        report[part]["cpu_s_per_section"] = round(peer.cpu_s / truth.n, 3)
+        report[part]["cpu_s_per_section"] = round(sum(peer.cpu_s.values()) / truth.n, 3)
+        report[part]["cpu_s_by_stage"] = {name: round(seconds, 2) for name, seconds in peer.cpu_s.items()}
         report[part]["cpu_s_per_section_with_start"] = round(peer.cpu_s_with_start / truth.n, 3)
         report["version"] = peer.version()
     return report

@@ -114,7 +114,8 @@ class Feabas:
         self, python: Path, checkout: Path, work: Path, pixel_size_nm: float = 2.5, thickness_nm: float = 30.0
     ) -> None:
         self.python, self.checkout, self.work = python.absolute(), checkout.resolve(), work
-        self.pixel_size_nm, self.cpu_s, self.cpu_s_with_start = pixel_size_nm, 0.0, 0.0
+        self.pixel_size_nm, self.cpu_s_with_start = pixel_size_nm, 0.0
+        self.cpu_s: dict[str, float] = {}  # by stage
         self._root = work / "feabas"  # FEABAS takes its general settings and defaults from `configs` where it runs
         (self._root / "configs").mkdir(parents=True)
         for default in (self.checkout / "configs").glob("default_*.yaml"):
@@ -141,7 +142,7 @@ class Feabas:
         path = str(self.checkout / f"scripts/{script}.py")
         self._run(STAGE, str(figure), path, "--mode", mode)
         self.cpu_s_with_start += children_cpu_s() - before
-        self.cpu_s += json.loads(figure.read_text())
+        self.cpu_s[f"{script} {mode}"] = json.loads(figure.read_text())
 
     def sample(self, what: str, folder: str, size: int) -> dict[str, np.ndarray]:
         """Grids (row, column, xy) of its results in that folder, by name; `axis` are the px of rows and columns."""
