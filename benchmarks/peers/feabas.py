@@ -19,8 +19,10 @@ features is what costs most, so that is what runs here.
 The blank section is not pointed out to FEABAS: it compares neighbours and next neighbours by default
 (`compare_distance: 2`), so a section without matches is bridged. Folds and dirt are not masked.
 
-CPU seconds are those of its processes after the start (imports: some seconds each), which are also counted in
-`cpu_s_with_start`. Reading is in them, rendering and writing of images is not (but that of its thumbnails is).
+CPU seconds are those of its processes after the start (imports: some seconds each): reading, matching, solving, but no
+rendering, and not `downsample`, which renders the smaller pictures through a mesh when the sections are plain pictures
+(they are by default stored in another format, which is averaged). `cpu_s` has them by stage, that one too;
+`cpu_s_with_start` has everything.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from scipy.ndimage import map_coordinates
 
 STEP = 8.0  # px between the points at which FEABAS's maps are sampled: far less than a side of its triangles
 THUMBNAIL_MIP = 3
+PREPARATION = "thumbnail_main downsample"  # a stage that is not counted
 
 GENERAL = """
 working_directory: {work}
@@ -129,6 +132,9 @@ class Feabas:
     def configure(self, name: str, settings: dict[str, Any]) -> None:
         """Settings beside FEABAS's defaults: of `stitching`, `thumbnail` or `alignment`."""
         (self.work / f"configs/{name}_configs.yaml").write_text(json.dumps(settings))  # JSON is YAML
+
+    def counted_cpu_s(self) -> float:
+        return sum(seconds for stage, seconds in self.cpu_s.items() if stage != PREPARATION)
 
     def version(self) -> str:
         command = "import importlib.metadata; print(importlib.metadata.version('feabas'))"
