@@ -11,7 +11,7 @@ tiles; `thumbnail_main` downsample, match, optimization and `align_main` matchin
 sections (given as sections that are stitched already). One worker, one thread. Its defaults are kept, but for what its
 README tells users to fit to their data: the pixel size, the level of the thumbnails (no high pass at so small a level),
 and, in ALIGN, the level of the fine matching and the spacing of meshes and matches, whose defaults are made for
-sections of many thousand px. ALIGN was chosen among six on other data (seed 0, 6 sections, thumbnails at level 2):
+sections of many thousand px. ALIGN was chosen among seven on other data (seed 0, 6 sections, thumbnails at level 2):
 adjacent_px 5.6/13.9, with FEABAS's defaults 8.0/18.6; matching at full size gave 5.5/13.8 for 2.7 times the CPU seconds
 of that step. Thumbnails at level 3 (260 px, less than the README's 500–4000 px) gave 5.8/13.4 there, and finding their
 features is what costs most, so that is what runs here.
