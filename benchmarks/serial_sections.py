@@ -19,8 +19,9 @@ as error in `adjacent_px` and `gap_px`.
 With --peer the same data goes through other programs, one worker and one thread each, scored by the same scorer:
 `peers.NAME.montage`, `peers.NAME.align` (as above) and `ratios.NAME`, the peer's figure divided by ours: more than 1 is
 for us. feabas: benchmarks/peers/feabas.py says what it needs and does; its `gap_px` is across the blank section, its
-`cpu_s_per_section` is without its start and without rendering, which ours has in it. aligntk: our stage with `backend:
-aligntk` (docs/align.md; HPN_ALIGNTK_BIN names its folder; about a minute a pair), alignment only.
+`cpu_s_per_section` is without its start, rendering and smaller pictures, where ours has all but the start in it.
+aligntk: our stage with `backend: aligntk` (docs/align.md; HPN_ALIGNTK_BIN names its folder; about a minute a pair),
+alignment only.
 """
 
 from __future__ import annotations
@@ -162,7 +163,8 @@ def _feabas(score: Any, truth: Any, data: Path, folder: Path, options: argparse.
         else:
             place = feabas.align(peer, data, truth.n, truth.W)
             report[part] = _align_figures(score, truth, place, [truth.special["blank"]])
-        report[part]["cpu_s_per_section"] = round(peer.cpu_s / truth.n, 3)
+        report[part]["cpu_s_per_section"] = round(peer.counted_cpu_s() / truth.n, 3)
+        report[part]["cpu_s_by_stage"] = {name: round(seconds, 2) for name, seconds in peer.cpu_s.items()}
         report[part]["cpu_s_per_section_with_start"] = round(peer.cpu_s_with_start / truth.n, 3)
         report["version"] = peer.version()
     return report

@@ -11,7 +11,7 @@ tiles; `thumbnail_main` downsample, match, optimization and `align_main` matchin
 sections (given as sections that are stitched already). One worker, one thread. Its defaults are kept, but for what its
 README tells users to fit to their data: the pixel size, the level of the thumbnails (no high pass at so small a level),
 and, in ALIGN, the level of the fine matching and the spacing of meshes and matches, whose defaults are made for
-sections of many thousand px. ALIGN was chosen among six on other data (seed 0, 6 sections, thumbnails at level 2):
+sections of many thousand px. ALIGN was chosen among seven on other data (seed 0, 6 sections, thumbnails at level 2):
 adjacent_px 5.6/13.9, with FEABAS's defaults 8.0/18.6; matching at full size gave 5.5/13.8 for 2.7 times the CPU seconds
 of that step. Thumbnails at level 3 (260 px, less than the README's 500–4000 px) gave 5.8/13.4 there, and finding their
 features is what costs most, so that is what runs here.
@@ -19,8 +19,10 @@ features is what costs most, so that is what runs here.
 The blank section is not pointed out to FEABAS: it compares neighbours and next neighbours by default
 (`compare_distance: 2`), so a section without matches is bridged. Folds and dirt are not masked.
 
-CPU seconds are those of its processes after the start (imports: some seconds each), which are also counted in
-`cpu_s_with_start`. Reading is in them, rendering and writing of images is not (but that of its thumbnails is).
+CPU seconds are those of its processes after the start (imports: some seconds each): reading, matching, solving, but no
+rendering, and not `downsample`, which renders the smaller pictures through a mesh when the sections are plain pictures
+(they are by default stored in another format, which is averaged). `cpu_s` has them by stage, that one too;
+`cpu_s_with_start` has everything.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from scipy.ndimage import map_coordinates
 
 STEP = 8.0  # px between the points at which FEABAS's maps are sampled: far less than a side of its triangles
 THUMBNAIL_MIP = 3
+PREPARATION = "thumbnail_main downsample"  # a stage that is not counted
 
 GENERAL = """
 working_directory: {work}
@@ -114,7 +117,8 @@ class Feabas:
         self, python: Path, checkout: Path, work: Path, pixel_size_nm: float = 2.5, thickness_nm: float = 30.0
     ) -> None:
         self.python, self.checkout, self.work = python.absolute(), checkout.resolve(), work
-        self.pixel_size_nm, self.cpu_s, self.cpu_s_with_start = pixel_size_nm, 0.0, 0.0
+        self.pixel_size_nm, self.cpu_s_with_start = pixel_size_nm, 0.0
+        self.cpu_s: dict[str, float] = {}  # by stage
         self._root = work / "feabas"  # FEABAS takes its general settings and defaults from `configs` where it runs
         (self._root / "configs").mkdir(parents=True)
         for default in (self.checkout / "configs").glob("default_*.yaml"):
@@ -129,6 +133,9 @@ class Feabas:
         """Settings beside FEABAS's defaults: of `stitching`, `thumbnail` or `alignment`."""
         (self.work / f"configs/{name}_configs.yaml").write_text(json.dumps(settings))  # JSON is YAML
 
+    def counted_cpu_s(self) -> float:
+        return sum(seconds for stage, seconds in self.cpu_s.items() if stage != PREPARATION)
+
     def version(self) -> str:
         command = "import importlib.metadata; print(importlib.metadata.version('feabas'))"
         return subprocess.run([self.python, "-c", command], check=True, capture_output=True, text=True).stdout.strip()
@@ -141,7 +148,7 @@ class Feabas:
         path = str(self.checkout / f"scripts/{script}.py")
         self._run(STAGE, str(figure), path, "--mode", mode)
         self.cpu_s_with_start += children_cpu_s() - before
-        self.cpu_s += json.loads(figure.read_text())
+        self.cpu_s[f"{script} {mode}"] = json.loads(figure.read_text())
 
     def sample(self, what: str, folder: str, size: int) -> dict[str, np.ndarray]:
         """Grids (row, column, xy) of its results in that folder, by name; `axis` are the px of rows and columns."""
