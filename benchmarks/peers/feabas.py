@@ -13,8 +13,8 @@ README tells users to fit to their data: the pixel size, the level of the thumbn
 and, in ALIGN, the level of the fine matching and the spacing of meshes and matches, whose defaults are made for
 sections of many thousand px. ALIGN was chosen among seven on other data (seed 0, 6 sections, thumbnails at level 2):
 adjacent_px 5.6/13.9, with FEABAS's defaults 8.0/18.6; matching at full size gave 5.5/13.8 for 2.7 times the CPU seconds
-of that step. Thumbnails at level 3 (260 px, less than the README's 500–4000 px) gave 5.8/13.4 there, and finding their
-features is what costs most, so that is what runs here.
+of that step. Thumbnails at level 3 (260 px; its README advises 500–4000 px) gave 5.8/13.4 there in fewer CPU seconds,
+so that is what runs here.
 
 The blank section is not pointed out to FEABAS: it compares neighbours and next neighbours by default
 (`compare_distance: 2`), so a section without matches is bridged. Folds and dirt are not masked.
