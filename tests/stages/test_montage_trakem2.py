@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from happyneurons.errors import DrainedError, JobFailedError, TaskError, UserError
-from happyneurons.stages.montage.trakem2 import EXECUTABLE_VARIABLE, MACRO, run_program
+from happyneurons.stages.montage.trakem2 import EXECUTABLE_VARIABLE, MACRO, run_trakem2
 from tests.stages.test_montage import Acquisition, Result, tissue
 
 Tell = Callable[[dict[str, str]], None]
@@ -189,7 +189,7 @@ def test_what_takes_too_long_is_ended_with_all_its_processes(tmp_path: Path, tel
     project.mkdir(parents=True)
     started = time.monotonic()
     with pytest.raises(TaskError, match=r"ended after 3 s \(trakem2_timeout_s\)"):
-        run_program(_command(tmp_path, project), log_file, timeout_s=3, threads=1, stopping=lambda: False)
+        run_trakem2(_command(tmp_path, project), log_file, timeout_s=3, threads=1, stopping=lambda: False)
     assert time.monotonic() - started < 30
     assert not _alive(int((tmp_path / "child").read_text()))
     assert "hang" in log_file.read_text()
@@ -200,7 +200,7 @@ def test_an_attempt_that_ends_does_not_wait_for_trakem2(tmp_path: Path, tell: Te
     log_file, project = tmp_path / "t" / "log", tmp_path / "t" / "project"
     project.mkdir(parents=True)
     with pytest.raises(DrainedError):
-        run_program(
+        run_trakem2(
             _command(tmp_path, project), log_file, timeout_s=300, threads=1, stopping=(tmp_path / "child").exists
         )  # fmt: skip
     assert not _alive(int((tmp_path / "child").read_text()))

@@ -7,13 +7,9 @@ belongs to them.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import shutil
-import signal
-import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from happyneurons.errors import DrainedError, TaskError, UserError
+from happyneurons.errors import TaskError, UserError
 from happyneurons.imaging.aligntk_maps import AlignTKMap, parse_map
+from happyneurons.jobs.programs import last_words, run_program
 from happyneurons.stages.align.params import AlignTKParams
 
 BIN, LAUNCHER = "HPN_ALIGNTK_BIN", "HPN_ALIGNTK_LAUNCHER"
@@ -33,7 +30,7 @@ _DEPTH = 6
 _MAX_RESOLUTION_PX = 8192
 # What MPI tells our ranks of themselves; a program that inherits it takes itself for one of them.
 _RANK_VARIABLES = ("PMI_", "PMIX_", "PALS_", "HYDI_", "HYDRA_", "MPI_LOCAL", "OMPI_")
-_LOOK_S, _GRACE_S = 0.5, 5.0
+_COMMAND = "$ "  # how a log's first line begins
 
 
 def section_name(z: int) -> str:
@@ -104,54 +101,24 @@ class Programs:
         Raises TaskError if it fails or takes longer than limit_s, DrainedError once `stopping` says so.
         """
         command = [*self.launcher, str(self.folder / program), *arguments]
-        with log.open("wb") as sink:
-            sink.write(f"$ {shlex.join(command)}\n".encode())
-            sink.flush()
-            process = subprocess.Popen(
-                command, cwd=folder, env=_environment(), stdin=subprocess.DEVNULL, stdout=sink,
-                stderr=subprocess.STDOUT, start_new_session=True,
+        log.write_text(f"{_COMMAND}{shlex.join(command)}\n")
+        try:
+            code = run_program(
+                command, log, folder=folder, environment=_environment(), limit_s=limit_s, stopping=stopping
             )  # fmt: skip
-            deadline = time.monotonic() + limit_s
-            try:
-                while process.poll() is None:
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(_LOOK_S)
-                        break
-                    if stopping():
-                        raise DrainedError(f"{program} was ended: the attempt is to end")
-                    if time.monotonic() > deadline:
-                        raise TaskError(
-                            f"AlignTK's {program} was ended after {limit_s / 60:.3g} min: params.aligntk.time_limit_min"
-                        )
-            finally:
-                _end(process)
-        if process.returncode != 0:
-            code = process.returncode
+        except TimeoutError:
+            raise TaskError(
+                f"AlignTK's {program} was ended after {limit_s / 60:.3g} min: params.aligntk.time_limit_min"
+            ) from None
+        if code != 0:
             how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
-            raise TaskError(f"AlignTK's {program} {how}: {_last_line(log)}")
+            raise TaskError(f"AlignTK's {program} {how}: {last_words(log, _COMMAND)}")
 
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_RANK_VARIABLES)}
     # Of Open MPI: the coordinating rank waits in a loop that would else take a core.
     return kept | {"OMPI_MCA_mpi_yield_when_idle": "1"}
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and those it started, if it still runs."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE_S)
-
-
-def _last_line(log: Path) -> str:
-    """The last line a program said; the first of the log is its command."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()[1:] if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
 
 
 # --- files -------------------------------------------------------------------------------------------

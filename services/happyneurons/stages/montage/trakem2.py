@@ -11,15 +11,11 @@ two differ by half a px times the angle, which is nothing.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import math
 import os
 import shutil
-import signal
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,8 +23,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from happyneurons.errors import DrainedError, TaskError, UserError
+from happyneurons.errors import TaskError, UserError
 from happyneurons.imaging.warp import GridWarp
+from happyneurons.jobs.programs import last_words, run_program
 from happyneurons.jobs.stage import Context
 from happyneurons.stages.montage.match import PairMatches, match_pair
 from happyneurons.stages.montage.params import MontageParams, OctaveSet
@@ -52,7 +49,6 @@ EXECUTABLE_VARIABLE = "HPN_TRAKEM2"
 MACRO = Path(__file__).with_name("trakem2_montage.bsh")
 # A picture is one Java array.
 _MAX_PIXELS = 2**31 - 1
-_POLL_S = 1.0
 # Tiles of one microscope have one scale: an affine map that changes areas more than this is nonsense.
 _AREA_RANGE = (0.8, 1.25)
 # Tiles may stick out of TrakEM2's picture by rounding only.
@@ -135,7 +131,7 @@ def montage_section(
             project, log = folder / settings.name, folder / f"{settings.name}.log"
             project.mkdir()
             try:
-                run_program(
+                run_trakem2(
                     [str(program), *_arguments(listing, project, settings)], log, timeout_s=params.trakem2_timeout_s,
                     threads=context.threads, stopping=context.stopping,
                 )  # fmt: skip
@@ -172,7 +168,7 @@ def montage_section(
 # --- running it ------------------------------------------------------------------------------
 
 
-def run_program(
+def run_trakem2(
     command: Sequence[str], log: Path, *, timeout_s: float, threads: int, stopping: Callable[[], bool]
 ) -> None:
     """Run TrakEM2 to its end; what it says goes to `log`.
@@ -180,32 +176,17 @@ def run_program(
     Raises TaskError if it fails or takes too long, UserError if it cannot be started, DrainedError
     if `stopping` says so. When this returns or raises, no process of it is left.
     """
-    with log.open("wb") as sink:
-        try:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, cwd=log.parent,
-                env=_environment(threads), start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            raise UserError(f"{EXECUTABLE_VARIABLE}: {command[0]} cannot be started: {error}") from error
-    deadline = time.monotonic() + timeout_s
     try:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                code = process.wait(max(0.0, min(_POLL_S, deadline - time.monotonic())))
-                break
-            if stopping():
-                raise DrainedError("asked to stop while TrakEM2 was at work")
-            if time.monotonic() >= deadline:
-                raise TaskError(f"TrakEM2 was ended after {timeout_s:g} s (trakem2_timeout_s)")
-    finally:
-        if process.poll() is None:
-            # Its whole group: the launcher may have started Java as a process of its own.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        code = run_program(
+            command, log, folder=log.parent, environment=_environment(threads), limit_s=timeout_s, stopping=stopping
+        )
+    except TimeoutError:
+        raise TaskError(f"TrakEM2 was ended after {timeout_s:g} s (trakem2_timeout_s)") from None
+    except OSError as error:
+        raise UserError(f"{EXECUTABLE_VARIABLE}: {command[0]} cannot be started: {error}") from error
     if code != 0:
-        raise TaskError(f"TrakEM2 ended with {code}: {_last_line(log)}")
+        # A Java stack trace names its cause first, then the places.
+        raise TaskError(f"TrakEM2 ended with {code}: {last_words(log, 'at ')}")
 
 
 def _arguments(listing: Path, project: Path, settings: OctaveSet) -> list[str]:
@@ -226,13 +207,6 @@ def _environment(threads: int) -> dict[str, str]:
     options = ["-XX:+IgnoreUnrecognizedVMOptions", f"-XX:ActiveProcessorCount={threads}"]  # older Javas lack it
     own = os.environ.get("JAVA_TOOL_OPTIONS")
     return {**os.environ, "JAVA_TOOL_OPTIONS": " ".join([*options, *([own] if own else [])])}
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    # A Java stack trace names its cause first, then the places.
-    said = [line for line in lines if not line.startswith("at ")]
-    return said[-1][:300] if said else "it said nothing"
 
 
 def _write_tiles(folder: Path, z: int, tiles: Sequence[Tile], xy: Floats, reader: TileReader) -> Path:
