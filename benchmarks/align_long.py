@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from happyneurons.stages.align.params import AlignParams, Lengths
-from happyneurons.stages.align.windows import LongStack
+from happyneurons.stages.align.placing import MatchedStack
+from happyneurons.stages.align.windows import affine_maps, elastic_shifts, place_windows, windows_of
 
 SIZE, SHIFT_PX, TURN, BEND_PX, NOISE_PX = 2000, 20.0, 0.02, 4.0, 1.0
 
@@ -74,7 +75,7 @@ def main() -> None:
     good = list(range(options.sections))
     pairs = [{"a": z, "b": z + 1, "ok": True, "found": 1.0} for z in good[:-1]]
     lengths = Lengths.of(params, SIZE, SIZE, (2.5, 2.5, 30.0))
-    stack = LongStack(good, pairs, load_matches, lambda z: kind, (SIZE, SIZE), lengths, params)
+    stack = MatchedStack(good, pairs, load_matches, lambda z: kind, (SIZE, SIZE), lengths, params)
     report: dict[str, Any] = {"sections": options.sections, "points_of_a_pair": count}
     began = time.perf_counter()
 
@@ -85,19 +86,19 @@ def main() -> None:
         print(json.dumps({name: report[name]}), flush=True)
         began = time.perf_counter()
 
-    matrices, jitter = stack.affine()
+    matrices, jitter = affine_maps(stack)
     done("affine")
     solved = []
-    for i, window in enumerate(stack.windows()):
+    for i, window in enumerate(windows_of(stack)):
         if i < options.windows:
-            solved.append((window, stack.elastic(window, matrices)[0]))
+            solved.append((window, elastic_shifts(stack, window, matrices)[0]))
             done(f"window_{i}")
         else:
             solved.append((window, np.zeros((window.stop - window.start, *solved[0][1].shape[1:]))))
-    placed = stack.place(matrices, jitter, solved, 1.0)
+    placed = place_windows(stack, matrices, jitter, solved, 1.0)
     done("place")
-    last = stack.windows()[options.windows - 1].stop - params.window_overlap
-    maps = [placed.warps[z].grid_warp().map(seen(z, side)) for z in range(last)]
+    last = windows_of(stack)[options.windows - 1].stop - params.window_overlap
+    maps = [placed.warps[z].map(seen(z, side)) for z in range(last)]
     apart = np.concatenate([np.linalg.norm(b - a, axis=1) for a, b in pairwise(maps)])
     report["neighbours_px"] = [round(float(v), 3) for v in np.percentile(apart, [50, 95])]
     print(json.dumps(report))

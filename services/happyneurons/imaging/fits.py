@@ -28,6 +28,12 @@ def fit_affine(p: ArrayLike, q: ArrayLike, weights: ArrayLike | None = None, rid
     return np.column_stack([linear, cq - linear @ cp])
 
 
+def scale_and_rotation(linear: ArrayLike) -> tuple[float, float]:
+    """(root of the change of area, rotation in degrees) of a (2, 2) linear map."""
+    (a, b), (c, d) = np.asarray(linear, dtype=np.float64).tolist()
+    return float(np.sqrt(abs(a * d - b * c))), float(np.rad2deg(np.arctan2(c - b, a + d)))
+
+
 def apply_affine(matrix: ArrayLike, xy: ArrayLike) -> Floats:
     """(n, 2) points through a (2, 3) affine matrix."""
     m = np.asarray(matrix, dtype=np.float64)

@@ -17,21 +17,19 @@ from happyneurons.jobs.stage import Context, Task, TaskResult
 from happyneurons.stages.align import aligntk
 from happyneurons.stages.align.params import AlignParams, AlignTKParams
 from happyneurons.stages.align.stage import (
-    PAIR_ROUNDS,
     BridgePairs,
     MatchPairs,
     SolveStack,
-    good_sections,
     input_image,
     lengths,
+    matched_stack,
     matches_path,
     whole_stack,
     working_path,
+    write_placed,
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from happyneurons.imaging.warp import GridWarp
 
 _LEAST_POINTS = 6
@@ -82,7 +80,8 @@ class RegisterPairs(MatchPairs):
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
         import numpy as np
 
-        from happyneurons.imaging.fits import fit_affine
+        from happyneurons.imaging.fits import fit_affine, scale_and_rotation
+        from happyneurons.stages.align.prepare import section_px
 
         a, b = int(task.payload["a"]), int(task.payload["b"])
         name, (width, height) = aligntk.pair_name(a, b), _working_size(context)
@@ -108,13 +107,12 @@ class RegisterPairs(MatchPairs):
         inside = ((source >= -0.5) & (source <= np.array([width, height]) - 0.5)).all(axis=-1)
         used = inside & found.valid
         a_xy, b_xy = source[used], target[used]
-        linear = fit_affine(a_xy, b_xy)[:, :2] if used.any() else np.eye(2)
-        scale = float(np.sqrt(abs(np.linalg.det(linear))))
-        rotation = float(np.rad2deg(np.arctan2(linear[1, 0] - linear[0, 1], linear[0, 0] + linear[1, 1])))
+        scale, rotation = scale_and_rotation(fit_affine(a_xy, b_xy)[:, :2] if used.any() else np.eye(2))
         enough = score >= settings_of(params).min_score
         ok = enough and len(a_xy) >= _LEAST_POINTS and 0.9 < scale < 1.1
         context.output_store("stack").put_arrays(
-            matches_path(a, b), a_xy=_section_px(a_xy, px.factor), b_xy=_section_px(b_xy, px.factor),
+            matches_path(a, b),
+            a_xy=np.round(section_px(a_xy, px.factor), 4), b_xy=np.round(section_px(b_xy, px.factor), 4),
             correlation=np.round(np.clip(found.confidence[used], 0, 1), 4),
         )  # fmt: skip
         if not ok:
@@ -155,23 +153,11 @@ class RelaxStack(SolveStack):
         yield whole_stack(context)  # AlignTK takes a stack as a whole, however long it is
 
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
-        from happyneurons.imaging.transforms import SECTION, transforms_path
-        from happyneurons.stages.align.placing import judge, load_pairs, matched_sections
+        from happyneurons.stages.align.placing import Placed, judge
 
-        image, store, params = input_image(context), context.output_store("stack"), context.params
-        good = good_sections(context)
-        usable = [data for name in PAIR_ROUNDS for _, data in context.results(name) if data["ok"]]
-        kept = matched_sections(good, usable, params.anchor)
-        maps = self._relax(context, kept, [(p["a"], p["b"]) for p in usable])
-        pairs = load_pairs(kept, usable, lambda a, b: store.get_arrays(matches_path(a, b)))
-        _, height, width = image.shape_zyx
-        figures, summary = judge(good, kept, usable, pairs, maps, (width, height))
-        _, y0, x0 = image.start_zyx
-        for z, warp in maps.items():
-            moved = type(warp)(warp.origin_xy + (x0, y0), warp.spacing_px, warp.nodes + (x0, y0))
-            store.put_arrays(transforms_path(z), **moved.arrays(SECTION))
-        store.put_json("solution.json", {"sections": figures, "summary": summary})
-        return TaskResult(data=summary)
+        stack = matched_stack(context)
+        warps = self._relax(context, stack.kept, [(p["a"], p["b"]) for p in stack.usable])
+        return write_placed(context, Placed(warps, *judge(stack, stack.points(stack.kept), warps)))
 
     @staticmethod
     def _relax(context: Context[Any], kept: Sequence[int], pairs: Sequence[tuple[int, int]]) -> dict[int, GridWarp]:
@@ -241,16 +227,11 @@ def fixed_sections(kept: Sequence[int], pairs: Sequence[tuple[int, int]], anchor
     return [anchor if anchor is not None and anchor in group else group[len(group) // 2] for group in members.values()]
 
 
-def _section_px(xy: np.ndarray, factor: int) -> np.ndarray:
-    """Working px → section px: px i of a working picture covers the section's px from i · factor on."""
-    import numpy as np
-
-    return np.round((xy + 0.5) * factor - 0.5, 4)
-
-
 def _scaled(warp: GridWarp, factor: int) -> GridWarp:
     """A warp between working px as one between section px."""
     import numpy as np
 
-    origin = (warp.origin_xy + 0.5) * factor - 0.5
-    return type(warp)(origin, warp.spacing_px * factor, np.round((warp.nodes + 0.5) * factor - 0.5, _DIGITS))
+    from happyneurons.stages.align.prepare import section_px
+
+    nodes = np.round(section_px(warp.nodes, factor), _DIGITS)
+    return type(warp)(section_px(warp.origin_xy, factor), warp.spacing_px * factor, nodes)

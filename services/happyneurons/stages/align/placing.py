@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from happyneurons.errors import UserError
+from happyneurons.imaging.fits import scale_and_rotation
 from happyneurons.imaging.warp import GridWarp
 from happyneurons.stages.align.params import AlignParams, Lengths
 from happyneurons.stages.align.prepare import stiffness
@@ -18,10 +20,6 @@ from happyneurons.stages.align.solve import Solution, SolveSettings, apply, solv
 from happyneurons.stages.align.system import NodeGrid, Pair
 
 Doubles = NDArray[np.float64]
-LoadMatches = Callable[[int, int], Mapping[str, np.ndarray]]
-"""`(a, b)` → the points of a pair."""
-LoadKind = Callable[[int], NDArray[np.uint8]]
-"""`z` → which px of a section's working picture are tissue or artifact."""
 
 # A section is flagged if its residual is so many times the stack's median, and more than this.
 _ODD_RESIDUAL, _ODD_RESIDUAL_PX = 3.0, 1.0
@@ -31,118 +29,107 @@ _DIGITS = 3
 
 
 @dataclass(frozen=True)
-class Warp:
-    """A section's warp, section px → aligned px, both from the corner of the stack."""
+class MatchedStack:
+    """A stack whose pairs are matched, ready to be placed.
 
-    spacing_px: float
-    nodes: Doubles
+    good: sections with a picture; pairs: what the pairs' tasks reported.
+    """
 
-    def grid_warp(self) -> GridWarp:
-        return GridWarp((0.0, 0.0), self.spacing_px, self.nodes)
+    good: Sequence[int]
+    pairs: Sequence[Mapping[str, Any]]
+    load_matches: Callable[[int, int], Mapping[str, np.ndarray]]
+    """`(a, b)` → the points of a pair."""
+    load_kind: Callable[[int], NDArray[np.uint8]]
+    """`z` → which px of a section's working picture are tissue or artifact."""
+    shape_yx: tuple[int, int]
+    px: Lengths
+    params: AlignParams
 
-    def moved(self, corner_xy: tuple[float, float]) -> GridWarp:
-        """The warp in coordinates of a volume whose corner is not (0, 0)."""
-        return GridWarp(corner_xy, self.spacing_px, self.nodes + np.asarray(corner_xy))
+    @cached_property
+    def usable(self) -> list[Mapping[str, Any]]:
+        """The pairs that count."""
+        return [p for p in self.pairs if p["ok"]]
+
+    @cached_property
+    def kept(self) -> list[int]:
+        """The good sections that match another one. Raises UserError if the anchor is not among them."""
+        matched = {p["a"] for p in self.usable} | {p["b"] for p in self.usable}
+        # A stack of one section has nothing to match and stays as it is.
+        kept = [z for z in self.good if z in matched or len(self.good) == 1]
+        anchor = self.params.anchor
+        if anchor is not None and anchor not in kept:
+            raise UserError(
+                f"anchor: section {anchor} has no picture or matches no neighbour; choose another",
+                [("params.anchor", "a section that matches its neighbours")],
+            )
+        return kept
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of a section."""
+        return self.shape_yx[1], self.shape_yx[0]
+
+    @property
+    def grid(self) -> NodeGrid:
+        return NodeGrid(*self.size, self.px.node_spacing_px)
+
+    @property
+    def settings(self) -> SolveSettings:
+        px = self.px
+        return SolveSettings(
+            node_spacing_px=px.node_spacing_px, distortion_range_px=px.distortion_range_px, drift_px=px.drift_px,
+            drift_range_px=px.drift_range_px, drift_persistence=px.drift_persistence, noise_px=px.noise_px,
+            distortion_px=self.params.distortion_px,
+        )  # fmt: skip
+
+    def points(self, sections: Sequence[int], most: int | None = None) -> list[Pair]:
+        """Points of the usable pairs among some sections, at most so many of each; sections are counted along them."""
+        index = {z: k for k, z in enumerate(sections)}
+        found = []
+        for report in self.usable:
+            if report["a"] in index and report["b"] in index:
+                points = self.load_matches(report["a"], report["b"])
+                some = slice(None, None, 1 if most is None else -(-len(points["a_xy"]) // most) or 1)
+                a_xy, b_xy, correlation = (points[name][some] for name in ("a_xy", "b_xy", "correlation"))
+                found.append(Pair(index[report["a"]], index[report["b"]], a_xy, b_xy, correlation**2))
+        return found
+
+    def stiffnesses(self, sections: Sequence[int]) -> list[Doubles | None]:
+        """For each section None, or its stiffness at each node where artifacts may hide a tear."""
+        stiff: list[Doubles | None] = []
+        for z in sections:
+            s = stiffness(self.load_kind(z), self.px.factor, self.grid.shape, self.px.node_spacing_px)
+            stiff.append(s if (s < 1).any() else None)
+        return stiff
 
 
 @dataclass(frozen=True)
 class Placed:
-    warps: dict[int, Warp]
+    """warps: section px → aligned px, both from the corner of the stack, of the sections that have a place."""
+
+    warps: dict[int, GridWarp]
     figures: dict[str, dict[str, Any]]
     """By section number, as JSON wants it: status, reason, residual_median_px, confidence, shift_px, …"""
     summary: dict[str, float]
 
 
-def place_stack(
-    good: Sequence[int],
-    pairs: Sequence[Mapping[str, Any]],
-    load_matches: LoadMatches,
-    load_kind: LoadKind,
-    shape_yx: tuple[int, int],
-    px: Lengths,
-    params: AlignParams,
-) -> Placed:
-    """Warps of the good sections that match a neighbour; the others are left out as failed.
-
-    pairs: what the pairs' tasks reported.
-    """
-    height, width = shape_yx
-    usable = [p for p in pairs if p["ok"]]
-    kept = matched_sections(good, usable, params.anchor)
-    found = load_pairs(kept, usable, load_matches)
-    stiff = stiffnesses(kept, load_kind, shape_yx, px)
-    solution = solve(found, kept, width, height, solve_settings(px, params), stiff)
-    return placed(solution, good, kept, usable, found, shape_yx, px, params)
+def place_stack(stack: MatchedStack) -> Placed:
+    """Warps of the good sections that match a neighbour; the others are left out as failed."""
+    found = stack.points(stack.kept)
+    solution = solve(found, stack.kept, *stack.size, stack.settings, stack.stiffnesses(stack.kept))
+    return placed(stack, solution, found)
 
 
-def placed(
-    solution: Solution,
-    good: Sequence[int],
-    kept: Sequence[int],
-    usable: Sequence[Mapping[str, Any]],
-    found: Sequence[Pair],
-    shape_yx: tuple[int, int],
-    px: Lengths,
-    params: AlignParams,
-) -> Placed:
+def placed(stack: MatchedStack, solution: Solution, found: Sequence[Pair]) -> Placed:
     """Warps and figures of a solved stack. found: points of the usable pairs, all or some of them."""
-    height, width = shape_yx
-    nodes = [solution.nodes(k, px.node_spacing_px) for k in range(len(kept))]
-    if params.anchor is not None:
-        nodes = _anchored(nodes, kept.index(params.anchor), px.node_spacing_px)
-    warps = {z: Warp(px.node_spacing_px, np.round(n, _DIGITS)) for z, n in zip(kept, nodes, strict=True)}
-    maps = {z: w.grid_warp() for z, w in warps.items()}
-    figures, summary = judge(good, kept, usable, found, maps, (width, height))
+    spacing, anchor = stack.px.node_spacing_px, stack.params.anchor
+    nodes = [solution.nodes(k, spacing) for k in range(len(stack.kept))]
+    if anchor is not None:
+        nodes = _anchored(nodes, stack.kept.index(anchor), spacing)
+    warps = {z: GridWarp((0.0, 0.0), spacing, np.round(n, _DIGITS)) for z, n in zip(stack.kept, nodes, strict=True)}
+    figures, summary = judge(stack, found, warps)
     summary |= {"jitter_px": round(solution.jitter_px, 3), "distortion_px": round(solution.distortion_px, 3)}
     return Placed(warps, figures, summary)
-
-
-def solve_settings(px: Lengths, params: AlignParams) -> SolveSettings:
-    return SolveSettings(
-        node_spacing_px=px.node_spacing_px, distortion_range_px=px.distortion_range_px, drift_px=px.drift_px,
-        drift_range_px=px.drift_range_px, drift_persistence=px.drift_persistence, noise_px=px.noise_px,
-        distortion_px=params.distortion_px,
-    )  # fmt: skip
-
-
-def stiffnesses(
-    sections: Sequence[int], load_kind: LoadKind, shape_yx: tuple[int, int], px: Lengths
-) -> list[Doubles | None]:
-    """For each section None, or its stiffness at each node where artifacts may hide a tear."""
-    height, width = shape_yx
-    grid = NodeGrid(width, height, px.node_spacing_px)
-    stiff: list[Doubles | None] = []
-    for z in sections:
-        s = stiffness(load_kind(z), px.factor, grid.shape, px.node_spacing_px)
-        stiff.append(s if (s < 1).any() else None)
-    return stiff
-
-
-def matched_sections(good: Sequence[int], usable: Sequence[Mapping[str, Any]], anchor: int | None) -> list[int]:
-    """Those of the good sections that a usable pair holds. Raises UserError if the anchor is not among them."""
-    matched = {p["a"] for p in usable} | {p["b"] for p in usable}
-    # A stack of one section has nothing to match and stays as it is.
-    kept = [z for z in good if z in matched or len(good) == 1]
-    if anchor is not None and anchor not in kept:
-        raise UserError(
-            f"anchor: section {anchor} has no picture or matches no neighbour; choose another",
-            [("params.anchor", "a section that matches its neighbours")],
-        )
-    return kept
-
-
-def load_pairs(
-    kept: Sequence[int], usable: Sequence[Mapping[str, Any]], load_matches: LoadMatches, most: int | None = None
-) -> list[Pair]:
-    """Points of the usable pairs, at most so many of each; their sections are counted along `kept`."""
-    index = {z: k for k, z in enumerate(kept)}
-    pairs = []
-    for report in usable:
-        points = load_matches(report["a"], report["b"])
-        a, b = index[report["a"]], index[report["b"]]
-        some = slice(None, None, 1 if most is None else -(-len(points["a_xy"]) // most) or 1)
-        pairs.append(Pair(a, b, points["a_xy"][some], points["b_xy"][some], points["correlation"][some] ** 2))
-    return pairs
 
 
 def _anchored(nodes: Sequence[Doubles], anchor: int, spacing_px: float) -> list[Doubles]:
@@ -159,17 +146,13 @@ def _anchored(nodes: Sequence[Doubles], anchor: int, spacing_px: float) -> list[
 
 
 def judge(
-    good: Sequence[int],
-    kept: Sequence[int],
-    reports: Sequence[Mapping[str, Any]],
-    pairs: Sequence[Pair],
-    maps: Mapping[int, GridWarp],
-    size: tuple[int, int],
+    stack: MatchedStack, pairs: Sequence[Pair], maps: Mapping[int, GridWarp]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
     """Figures of each good section (as in `Placed`) and of the stack, whatever placed it.
 
-    maps: of the kept sections, section px → aligned px; pairs: the points of `reports`; size: (width, height).
+    maps: of the kept sections, section px → aligned px; pairs: points of the usable pairs.
     """
+    good, kept, reports, size = stack.good, stack.kept, stack.usable, stack.size
     residuals: dict[int, list[Doubles]] = {z: [] for z in kept}
     confidence = dict.fromkeys(kept, 0.0)
     joined: dict[int, set[int]] = {z: set() for z in kept}
@@ -194,7 +177,7 @@ def judge(
         misses = np.concatenate(residuals[z]) if residuals[z] else None
         shift = float(np.linalg.norm(maps[z].map(centre) - centre))
         linear = _linear(maps[z])
-        scale = _scale(linear)
+        scale = scale_and_rotation(linear)[0]
         shifts.append(shift)
         scales.append(scale)
         linears.append(linear)
@@ -223,7 +206,7 @@ def judge(
         "residual_median_px": round(typical, 3),
         "residual_p95_px": round(float(np.percentile(all_misses, 95)), 3),
         "max_drift_px": round(max(shifts, default=0.0), 3),
-        "scale_error": round(abs(_scale(np.mean(linears, axis=0)) - 1), 6) if linears else 0.0,
+        "scale_error": round(abs(scale_and_rotation(np.mean(linears, axis=0))[0] - 1), 6) if linears else 0.0,
         "section_scale_error_max": round(max((abs(s - 1) for s in scales), default=0.0), 5),
     }
     return figures, summary
@@ -237,7 +220,3 @@ def _linear(warp: GridWarp) -> Doubles:
     target = warp.nodes.reshape(-1, 2)
     normal, right = (np.einsum("ni,nj->ij", source, x) for x in (source, target))
     return np.asarray(np.linalg.solve(normal, right).T)
-
-
-def _scale(linear: Doubles) -> float:
-    return float(np.sqrt(abs(linear[0, 0] * linear[1, 1] - linear[0, 1] * linear[1, 0])))

@@ -85,6 +85,11 @@ def _mark(image: NDArray[np.uint8], valid: NDArray[np.bool_]) -> WorkingPicture:
     return WorkingPicture(image, kind, float(np.std(tissue.astype(np.float64))) if len(tissue) else 0.0)
 
 
+def section_px(xy: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
+    """Px of a working picture as px of the section."""
+    return (xy + 0.5) * factor - 0.5
+
+
 def stiffness(kind: NDArray[np.uint8], factor: int, shape: tuple[int, ...], spacing_px: float) -> NDArray[np.float64]:
     """(ny, nx) stiffness of a grid of nodes at (i, j) · spacing: low where artifacts may hide a tear."""
     half = spacing_px / factor / 2

@@ -24,8 +24,7 @@ from happyneurons.store.artifacts import Bounds
 
 if TYPE_CHECKING:
     from happyneurons.stages.align.coarse import Level
-    from happyneurons.stages.align.placing import Placed
-    from happyneurons.stages.align.windows import LongStack
+    from happyneurons.stages.align.placing import MatchedStack, Placed
     from happyneurons.store.volumes import PrecomputedVolume
 
 CHUNK_PX = 1024
@@ -138,8 +137,10 @@ class MatchPairs(Round):
         import cv2
         import numpy as np
 
+        from happyneurons.imaging.fits import scale_and_rotation
         from happyneurons.stages.align.coarse import MatchSettings
         from happyneurons.stages.align.matching import match_pair
+        from happyneurons.stages.align.prepare import section_px
 
         cv2.setNumThreads(context.threads)
         a, b = int(task.payload["a"]), int(task.payload["b"])
@@ -149,9 +150,7 @@ class MatchPairs(Round):
             px.window_px, px.spacing_px, px.detail_px, px.max_shift_px, params.max_rotation_deg
         )  # fmt: skip
         match = match_pair(self._pyramid(context, a), self._pyramid(context, b), settings)
-        linear = match.matrix[:, :2]
-        scale = float(np.sqrt(abs(linear[0, 0] * linear[1, 1] - linear[0, 1] * linear[1, 0])))
-        rotation = float(np.rad2deg(np.arctan2(linear[1, 0] - linear[0, 1], linear[0, 0] + linear[1, 1])))
+        scale, rotation = scale_and_rotation(match.matrix[:, :2])
         # Chance reaches the higher the smaller the sections: the limit is meant for 125 x 125 px and more.
         width, height = (n / px.factor for n in input_image(context).shape_zyx[:0:-1])
         least = min(0.9, params.min_correlation * max(1.0, 125 / math.sqrt(width * height)))
@@ -161,10 +160,9 @@ class MatchPairs(Round):
             and len(match.a_xy) >= 6
             and 0.9 < scale < 1.1
         )
-        to_section = lambda xy: np.round((xy + 0.5) * px.factor - 0.5, 4)  # noqa: E731
+        a_xy, b_xy = (np.round(section_px(xy, px.factor), 4) for xy in (match.a_xy, match.b_xy))
         context.output_store("stack").put_arrays(
-            matches_path(a, b), a_xy=to_section(match.a_xy), b_xy=to_section(match.b_xy),
-            correlation=np.round(match.correlation, 4),
+            matches_path(a, b), a_xy=a_xy, b_xy=b_xy, correlation=np.round(match.correlation, 4),
         )  # fmt: skip
         if not ok:
             context.log.warning(
@@ -213,6 +211,8 @@ class BridgePairs(MatchPairs):
 
 
 PAIR_ROUNDS = (MatchPairs.name, BridgePairs.name)
+PLACE_ROUNDS = ("solve", "place")
+"""One of them places the sections: the second in long stacks."""
 
 
 def is_long(context: Context[Any]) -> bool:
@@ -220,14 +220,36 @@ def is_long(context: Context[Any]) -> bool:
     return len(good_sections(context)) > context.params.window_sections
 
 
+def matched_stack(context: Context[Any]) -> MatchedStack:
+    """After the rounds of pairs."""
+    from happyneurons.stages.align.placing import MatchedStack
+
+    def make() -> MatchedStack:
+        image, store = input_image(context), context.output_store("stack")
+        return MatchedStack(
+            good_sections(context),
+            [data for name in PAIR_ROUNDS for _, data in context.results(name)],
+            lambda a, b: store.get_arrays(matches_path(a, b)),
+            lambda z: store.get_arrays(working_path(z))["kind"],
+            (image.shape_zyx[1], image.shape_zyx[2]),
+            lengths(context),
+            context.params,
+        )
+
+    stack: MatchedStack = context.once("matched stack", make)
+    return stack
+
+
 def write_placed(context: Context[Any], placed: Placed) -> TaskResult:
-    """Keep the warps and figures of a solved stack."""
+    """Keep the warps and figures of a placed stack."""
     from happyneurons.imaging.transforms import SECTION, transforms_path
+    from happyneurons.imaging.warp import GridWarp
 
     store = context.output_store("stack")
-    _, y0, x0 = input_image(context).start_zyx
+    corner = input_image(context).start_zyx[:0:-1]
     for z, warp in placed.warps.items():
-        store.put_arrays(transforms_path(z), **warp.moved((x0, y0)).arrays(SECTION))
+        moved = GridWarp(warp.origin_xy + corner, warp.spacing_px, warp.nodes + corner)
+        store.put_arrays(transforms_path(z), **moved.arrays(SECTION))
     store.put_json("solution.json", {"sections": placed.figures, "summary": placed.summary})
     return TaskResult(data=placed.summary)
 
@@ -241,7 +263,7 @@ def whole_stack(context: Context[Any]) -> Task:
 
 
 class SolveStack(Round):
-    """One task: the places of all sections. Long stacks have the three rounds below instead."""
+    """One task: the places of all sections. Long stacks have the rounds of `long_rounds` instead."""
 
     name = "solve"
 
@@ -252,97 +274,7 @@ class SolveStack(Round):
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
         from happyneurons.stages.align.placing import place_stack
 
-        image = input_image(context)
-        store = context.output_store("stack")
-        placed = place_stack(
-            good_sections(context),
-            [data for name in PAIR_ROUNDS for _, data in context.results(name)],
-            lambda a, b: store.get_arrays(matches_path(a, b)),
-            lambda z: store.get_arrays(working_path(z))["kind"],
-            (image.shape_zyx[1], image.shape_zyx[2]),
-            lengths(context),
-            context.params,
-        )
-        return write_placed(context, placed)
-
-
-def long_stack(context: Context[Any]) -> LongStack:
-    """After the rounds of pairs."""
-    from happyneurons.stages.align.windows import LongStack
-
-    def make() -> LongStack:
-        image, store = input_image(context), context.output_store("stack")
-        return LongStack(
-            good_sections(context),
-            [data for name in PAIR_ROUNDS for _, data in context.results(name)],
-            lambda a, b: store.get_arrays(matches_path(a, b)),
-            lambda z: store.get_arrays(working_path(z))["kind"],
-            (image.shape_zyx[1], image.shape_zyx[2]),
-            lengths(context),
-            context.params,
-        )
-
-    stack: LongStack = context.once("long stack", make)
-    return stack
-
-
-class SolveAffine(Round):
-    """One task of a long stack: the affine maps of all sections, from a few points of each pair."""
-
-    name = "affine"
-    path = "solve/affine.npz"
-
-    def plan(self, context: Context[Any]) -> Iterable[Task]:
-        if is_long(context):
-            yield Task(key="stack", payload={}, cost=len(good_sections(context)))
-
-    def run(self, task: Task, context: Context[Any]) -> TaskResult:
-        matrices, jitter_px = long_stack(context).affine()
-        context.output_store("stack").put_arrays(self.path, matrices=matrices)
-        return TaskResult(data={"jitter_px": jitter_px})
-
-
-class SolveWindows(Round):
-    """Windows of a long stack: elastic shifts beyond the affine maps."""
-
-    name = "windows"
-
-    @staticmethod
-    def path(start: int) -> str:
-        return f"solve/{start:06d}.npz"
-
-    def plan(self, context: Context[Any]) -> Iterable[Task]:
-        if is_long(context):
-            for w in long_stack(context).windows():
-                yield Task(key=f"{w.start:06d}", payload={"start": w.start, "stop": w.stop}, cost=w.stop - w.start)
-
-    def run(self, task: Task, context: Context[Any]) -> TaskResult:
-        from happyneurons.stages.align.windows import Window
-
-        store, window = context.output_store("stack"), Window(task.payload["start"], task.payload["stop"])
-        shifts, distortion_px = long_stack(context).elastic(window, store.get_arrays(SolveAffine.path)["matrices"])
-        store.put_arrays(self.path(window.start), shifts=shifts)
-        return TaskResult(data={"distortion_px": float(distortion_px)})
-
-
-class PlaceLongStack(Round):
-    """One task of a long stack: what the windows say, blended."""
-
-    name = "place"
-
-    def plan(self, context: Context[Any]) -> Iterable[Task]:
-        if is_long(context):
-            yield Task(key="stack", payload={}, cost=len(good_sections(context)))
-
-    def run(self, task: Task, context: Context[Any]) -> TaskResult:
-        import numpy as np
-
-        store, stack = context.output_store("stack"), long_stack(context)
-        matrices = store.get_arrays(SolveAffine.path)["matrices"]
-        jitter_px = next(data["jitter_px"] for _, data in context.results(SolveAffine.name))
-        distortion_px = float(np.median([data["distortion_px"] for _, data in context.results(SolveWindows.name)]))
-        solved = [(w, store.get_arrays(SolveWindows.path(w.start))["shifts"]) for w in stack.windows()]
-        return write_placed(context, stack.place(matrices, jitter_px, solved, distortion_px))
+        return write_placed(context, place_stack(matched_stack(context)))
 
 
 class RenderSections(Round):
@@ -456,7 +388,9 @@ class Align(Stage[AlignParams]):
             from happyneurons.stages.align.aligntk_rounds import RegisterBridges, RegisterPairs, RelaxStack
 
             return [PrepareSections(), RegisterPairs(), RegisterBridges(), RelaxStack(), RenderSections()]
-        long = (SolveAffine(), SolveWindows(), PlaceLongStack())
+        from happyneurons.stages.align.long_rounds import PlaceWindows, SolveAffine, SolveWindows
+
+        long = (SolveAffine(), SolveWindows(), PlaceWindows())
         return [PrepareSections(), MatchPairs(), BridgePairs(), SolveStack(), *long, RenderSections()]
 
     def finish(self, context: Context[AlignParams]) -> StageResult:
@@ -469,7 +403,7 @@ class Align(Stage[AlignParams]):
         pairs = [data["ok"] for name in PAIR_ROUNDS for _, data in context.results(name)]
         metrics["pairs_ok"] = float(sum(pairs))
         metrics["pairs_failed"] = float(len(pairs) - sum(pairs) + sum(len(context.quarantined(n)) for n in PAIR_ROUNDS))
-        for _, summary in (*context.results(SolveStack.name), *context.results(PlaceLongStack.name)):
+        for _, summary in (r for name in PLACE_ROUNDS for r in context.results(name)):
             metrics |= {name: float(value) for name, value in summary.items()}
         output = Output(
             "section_stack", image.voxel_size_nm_xyz, box,

@@ -121,7 +121,7 @@ def see_lens(section: Section, params: MontageParams, reader: TileReader) -> tup
         tiles, damaged = readable(section, reader)
     except TaskError:
         return None, {}
-    if damaged or len(tiles) < 2:
+    if damaged:
         return None, {}
     found = _match(tiles, neighbours(tiles, params.sets[0].stage_error_px), reader, params.sets[0])
     placement = _place(tiles, found, params, None)
