@@ -112,17 +112,17 @@ def section_figures(
     }
 
 
-def see_lens(section: Section, params: MontageParams, reader: TileReader) -> tuple[Contribution | None, Found]:
+def see_lens(section: Section, params: MontageParams, reader: TileReader) -> tuple[Contribution | None, Found | None]:
     """What the seams of a section say about the lens, by the first parameter set, and its matches.
 
-    Says nothing if not all tiles can be read and joined.
+    Says nothing if not all tiles can be joined; None instead of matches if not all can be read.
     """
     try:
         tiles, damaged = readable(section, reader)
     except TaskError:
-        return None, {}
+        return None, None
     if damaged:
-        return None, {}
+        return None, None
     found = _match(tiles, neighbours(tiles, params.sets[0].stage_error_px), reader, params.sets[0])
     placement = _place(tiles, found, params, None)
     if max(placement.group) > 0:

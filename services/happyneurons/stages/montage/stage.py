@@ -150,12 +150,11 @@ class SeeLens(Round):
         reader = TileReader(params.grey_range, params.tile_cache_mb * 1_000_000)
         watch = Stopwatch()
         seen, found = work.see_lens(section, params, reader)
-        if seen is None:
-            return TaskResult(data={})
-        # The section is drawn in another round, maybe by another rank, which need not match it again.
-        context.output_store("stack").put_arrays(_matches_path(z), **matches_to_arrays(found))
-        put_times(context, z, [watch.tried(params.sets[0].name, "")], "-lens")
-        return TaskResult(data=seen.data())
+        if found is not None:
+            # The section is drawn in another round, maybe by another rank, which need not match it again.
+            context.output_store("stack").put_arrays(_matches_path(z), **matches_to_arrays(found))
+            put_times(context, z, [watch.tried(params.sets[0].name, "")], "-lens")
+        return TaskResult(data=seen.data() if seen else {})
 
 
 def found_lens(context: Context[Any]) -> Lens | None:
