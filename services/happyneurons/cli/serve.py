@@ -54,6 +54,7 @@ def orchestrator(
 @serve.command()
 @store_option
 @click.option("--address", default="127.0.0.1:50051", show_default=True, help="host:port; port 0: any.")
+@click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics there; port 0: any.")
 @click.option("--cores", type=int, help="Cores that jobs may use together [default: all].")
 @click.option("--memory-gb", type=float, help="Memory that jobs may use together, in GB [default: all].")
 @click.option("--port-file", type=click.Path(path_type=Path), help="File that gets the address once it serves.")
@@ -61,6 +62,7 @@ def orchestrator(
 def stage(
     store: str | None,
     address: str,
+    metrics: str | None,
     cores: int | None,
     memory_gb: float | None,
     port_file: Path | None,
@@ -69,7 +71,10 @@ def stage(
     """Serve the stages of this installation to orchestrators elsewhere (as `hpn-stage serve`)."""
     from happyneurons.worker.server import serve_stage
 
-    serve_stage(store_uri(store), address, cores=cores, memory_gb=memory_gb, port_file=port_file, say=_speaker(as_json))
+    serve_stage(
+        store_uri(store), address, cores=cores, memory_gb=memory_gb, metrics_address=metrics, port_file=port_file,
+        say=_speaker(as_json),
+    )  # fmt: skip
 
 
 def _speaker(as_json: bool) -> Callable[[str], None]:

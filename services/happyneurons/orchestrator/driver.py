@@ -70,6 +70,8 @@ class RunDriver:
         self.changed = threading.Condition(threading.RLock())
         self.events: list[Event] = []
         self.progress: dict[str, dict[str, Any]] = {}
+        self.elsewhere: set[str] = set()
+        """Jobs that wait because the same job is at work in another run."""
         acquisition = status.pipeline.acquisition
         self.intake = None if acquisition is None else Intake(store, status.run_id, acquisition)
         """Sections on their way into an open run; None in others."""
@@ -211,12 +213,14 @@ class RunDriver:
                 self.record("job_cancelled", name, "the run was cancelled")
             elif lost := [n for n in job.job.upstream() if self.status.lost(n)]:
                 self.record("job_skipped", name, f"{lost[0]} did not succeed")
-            elif all(self.status.passed(n) for n in job.job.upstream()) and time.monotonic() >= self._not_before.get(
-                name, 0.0
-            ):
+            elif all(self.status.passed(n) for n in job.job.upstream()) and not self.paused(name):
                 self._start(name, job)
         elif job.phase in (JobPhase.QUEUED, JobPhase.RUNNING):
             self._follow(name, job)
+
+    def paused(self, name: str) -> bool:
+        """Whether a job is not tried yet because it was not long ago."""
+        return time.monotonic() < self._not_before.get(name, 0.0)
 
     def spec_of(self, job: PipelineJob) -> JobSpec:
         """The spec of a job whose inputs are known. Raises UserError."""
@@ -247,7 +251,9 @@ class RunDriver:
             self._succeed(name, manifest, reused=job.key != spec.key)
             return
         if self.busy_elsewhere(self.status.run_id, spec.key):
-            return  # the same job is at work in another run: its result will serve both
+            self.elsewhere.add(name)  # its result will serve both
+            return
+        self.elsewhere.discard(name)
         numbers = attempt_numbers(self.store, spec.key)
         if numbers and attempt_end(self.store, spec.key, numbers[-1]) is None:
             # Left by a process that drove another run and is gone, or driven by one that lives.
@@ -367,31 +373,46 @@ class RunDriver:
 
     def _ended(self, name: str, job: JobStatus, end: dict[str, Any]) -> None:
         state, message = EndState(end["state"]), end["message"]
-        self.progress.pop(name, None)
+        last = self.progress.pop(name, None) or {}
+        # What its ranks met with, for metrics: nobody else tells, and what was not published has no manifest.
+        told = {"telemetry": t} if (t := end.get("telemetry") or last.get("telemetry")) else {}
         if state is EndState.SUCCEEDED:
             manifest = settle(self.store, job.key)
             assert manifest is not None
             self._succeed(name, manifest, reused=False)
         elif state is EndState.FAILED_USER:
-            self.record("job_failed", name, message, kind="user")
+            self.record("job_failed", name, message, kind="user", **told)
         elif state is EndState.FAILED_TASKS:
-            self.record("job_failed", name, message, kind="task", quarantined=end.get("quarantined", [])[:100])
+            quarantined = end.get("quarantined", [])[:100]
+            self.record("job_failed", name, message, kind="task", quarantined=quarantined, **told)
         elif state is EndState.CANCELLED:
-            self.record("job_cancelled", name, message)
+            self.record("job_cancelled", name, message, **told)
         elif self.status.cancel_requested:
-            self.record("job_cancelled", name, "the run was cancelled")
+            self.record("job_cancelled", name, "the run was cancelled", **told)
         else:
             progress = attempt_progress(self.store, job.key, job.attempt) or {}
-            self._interrupt(name, job, state.value, message, progressed=progress.get("computed_tasks", 0) > 0)
+            progressed = progress.get("computed_tasks", 0) > 0
+            self._interrupt(name, job, state.value, message, progressed=progressed, told=told)
 
-    def _interrupt(self, name: str, job: JobStatus, state: str, message: str, *, progressed: bool = False) -> None:
+    def _interrupt(
+        self,
+        name: str,
+        job: JobStatus,
+        state: str,
+        message: str,
+        *,
+        progressed: bool = False,
+        told: Mapping[str, Any] | None = None,
+    ) -> None:
         """Attempt it again, unless that failed too often in a row: attempts that got on are no failures."""
+        told = told or {}
         spent = job.drains if state == EndState.DRAINED else 0 if progressed else job.fruitless_attempts
         if spent >= (DRAINS if state == EndState.DRAINED else INFRASTRUCTURE_RETRIES):
-            self.record("job_failed", name, f"given up after {spent + 1} attempts: {message}", kind="infrastructure")
+            text = f"given up after {spent + 1} attempts: {message}"
+            self.record("job_failed", name, text, kind="infrastructure", **told)
             return
         self._not_before[name] = time.monotonic() + min(60.0, BACKOFF_S * 2**job.fruitless_attempts)
-        self.record("job_interrupted", name, message, state=state, progressed=progressed)
+        self.record("job_interrupted", name, message, state=state, progressed=progressed, **told)
 
     def _succeed(self, name: str, manifest: Manifest, reused: bool) -> None:
         uris = {output: artifact_uri(self.store, manifest.job_key, output) for output in manifest.outputs}

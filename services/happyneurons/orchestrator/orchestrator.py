@@ -57,6 +57,8 @@ class Orchestrator:
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
         self.ticks = 0
+        self.tick_s = 0.0
+        """How long the latest look at all runs took."""
         self.last_error = ""
 
     def start(self, *, resume: bool = True) -> None:
@@ -75,6 +77,11 @@ class Orchestrator:
                 except HappyError as error:  # its stages are not installed here, say: the others go on
                     log.error("run %s cannot be resumed: %s", run_id, error)
         self._thread.start()
+
+    @property
+    def leads(self) -> bool:
+        """Whether it drives the runs of its store, and so tells of them."""
+        return self.drive and not self._closed
 
     def halt(self) -> None:
         """Stop driving. Running jobs go on; a successor finds them."""
@@ -219,6 +226,7 @@ class Orchestrator:
     def _loop(self) -> None:
         while not self._closed:
             self._wake.clear()
+            begin = time.monotonic()
             for driver in self.drivers():
                 try:
                     before = driver.status.phase
@@ -239,7 +247,7 @@ class Orchestrator:
                 except Exception as error:
                     self.last_error = f"{type(error).__name__}: {error}"
                     log.exception("run %s", driver.status.run_id)
-            self.ticks += 1
+            self.ticks, self.tick_s = self.ticks + 1, time.monotonic() - begin
             self._wake.wait(TICK_S)
 
     def catch_up(self, driver: RunDriver) -> None:

@@ -8,14 +8,13 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
-
 from happyneurons.errors import UserError
-from happyneurons.orchestrator.metrics import MetricsServer, OrchestratorCollector
+from happyneurons.orchestrator.metrics import OrchestratorCollector
 from happyneurons.orchestrator.orchestrator import Orchestrator
 from happyneurons.orchestrator.sections import AcquisitionServicer
 from happyneurons.orchestrator.service import PipelineServicer
-from happyneurons.orchestrator.sites import SiteConfig, load_sites, make_executor
+from happyneurons.orchestrator.sites import SiteConfig, load_sites, make_executor, rate_of
+from happyneurons.rpc.metrics_server import MetricsServer, new_registry
 from happyneurons.rpc.server import RpcServer, Service, write_port_file
 from happyneurons.store.documents import Store
 from happyneurons.v1 import (
@@ -51,7 +50,8 @@ class OrchestratorServer:
         if default_site not in configs:
             raise UserError(f"default site {default_site!r}: there are {', '.join(sorted(configs))}")
         self._resume = resume
-        registry = CollectorRegistry()
+        registry = new_registry()
+        rates = {name: rate_of(name, config) for name, config in configs.items()}
         stopping = threading.Event()
         # Executors before the server: what they need to start must not find gRPC's threads in its way.
         executors = {name: make_executor(name, config) for name, config in configs.items()}
@@ -71,7 +71,7 @@ class OrchestratorServer:
         self._rpc = RpcServer([service, sections], address, registry=registry, stopping=stopping)
         self._metrics: MetricsServer | None = None
         if metrics_address is not None:
-            registry.register(OrchestratorCollector(self.orchestrator))
+            registry.register(OrchestratorCollector(self.orchestrator, rates))
             self._metrics = MetricsServer(metrics_address, registry)
 
     @property

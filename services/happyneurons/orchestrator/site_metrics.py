@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from prometheus_client.core import Metric
 
 from happyneurons.executors.base import Executor
-from happyneurons.orchestrator.metric_families import counter, gauge
+from happyneurons.orchestrator.costs import BUDGET_DAYS, SiteRates
+from happyneurons.rpc.metric_families import counter, gauge
 
 
 def collect_sites(sites: Mapping[str, Executor]) -> Iterator[Metric]:
@@ -32,3 +33,13 @@ def collect_sites(sites: Mapping[str, Executor]) -> Iterator[Metric]:
         actions |= {(name, "requested"): status.requested, (name, "given_back"): status.given_back}
         actions[name, "refused"] = status.refused
     yield counter("happyneurons_site_pool_actions", "What the elastic pool did", ["site", "action"], actions)
+
+
+def collect_budgets(rates: SiteRates) -> Iterator[Metric]:
+    """What sites cost and may cost, as the sites file has it."""
+    prices = {(n, r.currency): r.per_core_hour for n, r in rates.items() if r.per_core_hour is not None}
+    budgets = {(n, r.currency): r.budget for n, r in rates.items() if r.budget is not None}
+    yield gauge("happyneurons_site_core_hour_price", "Price of a core for an hour", ["site", "currency"], prices)
+    yield gauge(
+        "happyneurons_site_budget", f"What jobs at a site may cost in {BUDGET_DAYS} days", ["site", "currency"], budgets
+    )

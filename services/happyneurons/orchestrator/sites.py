@@ -9,10 +9,12 @@
       folder: polaris                      # of hpc/sites, or a path
       balsam: {api: "https://balsam.example.org", site: happyneurons-polaris, token_file: ~/.balsam/client.yml}
       pool: {queue: prod, project: connectome, max_nodes: 32, walltime_min: 120}
+      cost: {per_node_hour: 1, currency: node_hours, budget: 5000}     # for metrics; budget: what 30 days may cost
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,7 @@ from happyneurons.errors import UserError
 from happyneurons.executors.balsam.config import BalsamAccess, PoolLimits
 from happyneurons.executors.base import Executor
 from happyneurons.executors.mapping import MappedExecutor, NodeSize, StageResources, merge_resources
+from happyneurons.orchestrator.costs import SiteCost, SiteRate, site_rate
 
 
 class SiteConfig(BaseModel):
@@ -37,6 +40,7 @@ class SiteConfig(BaseModel):
     folder: str | None = Field(None, description="balsam: site folder, a name of hpc/sites or a path")
     balsam: BalsamAccess | None = Field(None, description="balsam: server, site and token")
     pool: PoolLimits = Field(default_factory=PoolLimits, description="balsam: batch jobs that may be asked for")
+    cost: SiteCost | None = Field(None, description="Price of its time and the budget, for metrics")
     image_digest: str = Field("", description="Identity of the images at this site; part of the keys of its jobs")
     resources: dict[str, StageResources] = Field(
         default_factory=dict, description="Ranks, threads, … of stages (or `default`) where the pipeline does not say"
@@ -54,6 +58,21 @@ def load_sites(path: Path | None) -> dict[str, SiteConfig]:
         raise UserError(f"sites file {path}: {error.strerror}") from None
     except (yaml.YAMLError, ValidationError, TypeError, ValueError) as error:
         raise UserError(f"sites file {path}: {error}") from None
+
+
+def rate_of(name: str, config: SiteConfig) -> SiteRate:
+    """What a site's cores are worth. Raises UserError if its price needs to know the size of a node."""
+    cores = config.cores
+    if config.executor == "balsam" and config.folder:
+        from happyneurons.hpc.folders import load_site_folder
+
+        cores = load_site_folder(config.folder).facts.node.cores
+    elif config.executor == "local":
+        cores = cores or os.cpu_count()
+    try:
+        return site_rate(config.cost, cores)
+    except ValueError as error:
+        raise UserError(f"site {name}: {error}") from None
 
 
 def make_executor(name: str, config: SiteConfig) -> Executor:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from happyneurons.errors import HappyError, StoreAccessError, StoreError
 from happyneurons.store.documents import normalize_uri
+from happyneurons.store.telemetry import Timed
 
 _ALIAS = "happyneurons"
 
@@ -50,28 +51,38 @@ def cloud_secrets() -> dict[str, str] | None:
 
 
 @contextlib.contextmanager
-def volume_errors(uri: str) -> Iterator[None]:
-    """Turns what CloudVolume's backends raise into StoreAccessError and StoreError.
+def volume_errors(uri: str, operation: str) -> Iterator[None]:
+    """Counts one call and turns what CloudVolume's backends raise into StoreAccessError and StoreError.
 
     A store that is away or full is not the fault of the task that noticed it.
     """
-    try:
-        yield
-    except HappyError:
-        raise
-    except PermissionError as error:
-        raise StoreAccessError(f"volume {uri}: access denied ({error.strerror}); check permissions") from error
-    except OSError as error:
-        raise StoreError(f"volume {uri}: {error.strerror or error}") from error
-    except Exception as error:
-        from botocore.exceptions import BotoCoreError, ClientError
-        from requests.exceptions import RequestException
+    with Timed(operation) as call:
+        try:
+            yield
+        except HappyError:
+            raise
+        except Exception as error:
+            found = _store_error(uri, error)
+            if found is None:
+                raise
+            call.failure = "denied" if isinstance(found, StoreAccessError) else "unavailable"
+            raise found from error
 
-        if isinstance(error, ClientError) and error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (
-            401,
-            403,
-        ):
-            raise StoreAccessError(f"volume {uri}: access denied; check credentials and permissions") from error
-        if isinstance(error, (BotoCoreError, ClientError, RequestException)):
-            raise StoreError(f"volume {uri}: {error}") from error
-        raise
+
+def _store_error(uri: str, error: Exception) -> HappyError | None:
+    """What a backend's exception is for us; None for those that are not the store's."""
+    if isinstance(error, PermissionError):
+        return StoreAccessError(f"volume {uri}: access denied ({error.strerror}); check permissions")
+    if isinstance(error, OSError):
+        return StoreError(f"volume {uri}: {error.strerror or error}")
+    from botocore.exceptions import BotoCoreError, ClientError
+    from requests.exceptions import RequestException
+
+    if isinstance(error, ClientError) and error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (
+        401,
+        403,
+    ):
+        return StoreAccessError(f"volume {uri}: access denied; check credentials and permissions")
+    if isinstance(error, (BotoCoreError, ClientError, RequestException)):
+        return StoreError(f"volume {uri}: {error}")
+    return None

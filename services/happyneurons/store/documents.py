@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from happyneurons.errors import NotFoundError, StoreAccessError, StoreError, UserError
+from happyneurons.store.telemetry import Timed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,14 +101,14 @@ class Store:
         """The document's bytes. Raises NotFoundError, StoreError."""
         import obstore
 
-        with _errors(self, path):
+        with _errors(self, path, "get"):
             return bytes(obstore.get(self._backend, path).bytes())
 
     def get_range(self, path: str, start: int, length: int) -> bytes:
         """`length` bytes from `start` on, fewer at the document's end. Raises NotFoundError, StoreError."""
         import obstore
 
-        with _errors(self, path):
+        with _errors(self, path, "get_range"):
             return bytes(obstore.get_range(self._backend, path, start=start, length=length))
 
     def stat(self, path: str) -> tuple[int, str | None]:
@@ -117,7 +118,7 @@ class Store:
         """
         import obstore
 
-        with _errors(self, path):
+        with _errors(self, path, "head"):
             # A GET without content: obstore's own `head` does not tell the attributes.
             answer = obstore.get(self._backend, path, options={"head": True})
             return int(answer.meta["size"]), answer.attributes.get("Content-Encoding")
@@ -126,7 +127,7 @@ class Store:
         import obstore
 
         try:
-            with _errors(self, path):
+            with _errors(self, path, "head"):
                 obstore.head(self._backend, path)
         except NotFoundError:
             return False
@@ -136,14 +137,14 @@ class Store:
         """Write, replacing what is there. Readers see the old or the new bytes, never a mixture."""
         import obstore
 
-        with _errors(self, path):
+        with _errors(self, path, "put"):
             obstore.put(self._backend, path, data)
 
     def put_file(self, path: str, file: Path) -> None:
         """`put` of a file's content, in pieces. Raises FileNotFoundError if there is no such file."""
         import obstore
 
-        with file.open("rb") as source, _errors(self, path):
+        with file.open("rb") as source, _errors(self, path, "put"):
             obstore.put(self._backend, path, source, max_concurrency=4)  # of pieces of 5 MiB
 
     def pieces(self, path: str) -> Iterator[bytes]:
@@ -163,7 +164,7 @@ class Store:
         from obstore.exceptions import AlreadyExistsError
 
         try:
-            with _errors(self, path):
+            with _errors(self, path, "create"):
                 obstore.put(self._backend, path, data, mode="create")
         except AlreadyExistsError:
             return self.get(path) == data
@@ -174,7 +175,7 @@ class Store:
         import obstore
 
         try:
-            with _errors(self, path):
+            with _errors(self, path, "delete"):
                 obstore.delete(self._backend, path)
         except NotFoundError:
             return
@@ -183,16 +184,22 @@ class Store:
         """Paths below a folder, at any depth, page by page; sorted within a page only on S3."""
         import obstore
 
-        with _errors(self, prefix):
-            for page in obstore.list(self._backend, prefix=prefix.rstrip("/") or None):
-                for meta in page:
-                    yield meta["path"]
+        pages: Iterator[Any] | None = None
+        while True:
+            with _errors(self, prefix, "list"):  # each page by itself: what is done with it is not the store's time
+                if pages is None:
+                    pages = iter(obstore.list(self._backend, prefix=prefix.rstrip("/") or None))
+                page = next(pages, None)
+            if page is None:
+                return
+            for meta in page:
+                yield meta["path"]
 
     def folders(self, prefix: str) -> Names:
         """Names of the folders directly below a folder, sorted."""
         import obstore
 
-        with _errors(self, prefix):
+        with _errors(self, prefix, "list"):
             answer = obstore.list_with_delimiter(self._backend, prefix=prefix.rstrip("/") or None)
         return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in answer["common_prefixes"])
 
@@ -242,17 +249,20 @@ def _first_line(error: BaseException) -> str:
 
 
 class _errors:
-    """Turns the backend's exceptions into ours; AlreadyExistsError passes."""
+    """Counts one call and turns the backend's exceptions into ours; AlreadyExistsError passes."""
 
-    def __init__(self, store: Store, path: str) -> None:
-        self.store, self.path = store, path
+    def __init__(self, store: Store, path: str, operation: str) -> None:
+        self.store, self.path, self.call = store, path, Timed(operation)
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _tb: object) -> None:
-        if error is None or kind is None:
-            return
+        with self.call:
+            if error is not None:
+                self._translate(error)
+
+    def _translate(self, error: BaseException) -> None:
         from obstore import exceptions as ex
 
         where = self.store.url(self.path)
@@ -262,8 +272,10 @@ class _errors:
             return
         denied = isinstance(error, (ex.PermissionDeniedError, ex.UnauthenticatedError, PermissionError))
         if denied or _DENIED_LOCALLY.search(str(error)):
+            self.call.failure = "denied"
             raise StoreAccessError(f"{where}: access denied; check credentials and permissions") from error
         if isinstance(error, (ex.BaseError, OSError)):
+            self.call.failure = "unavailable"
             raise StoreError(f"{where}: {_first_line(error)}") from error
 
 

@@ -43,7 +43,7 @@ class PrecomputedVolume:
         self.uri = uri
         path = cloudpath(uri)
         try:
-            with volume_errors(uri):
+            with volume_errors(uri, "volume_open"):
                 self._cv = CloudVolume(
                     path, mip=mip, info=_read_info(uri), provenance={}, progress=False, bounded=True,
                     fill_missing=True, non_aligned_writes=False, cache=False, secrets=cloud_secrets(),
@@ -67,7 +67,7 @@ class PrecomputedVolume:
         return _triple(np.subtract(self.stop_zyx, self.start_zyx))
 
     def read(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
-        with volume_errors(self.uri):
+        with volume_errors(self.uri, "volume_read"):
             block = self._cv[_slices(start_zyx, stop_zyx)]
         return np.ascontiguousarray(np.asarray(block)[..., 0].T)
 
@@ -75,7 +75,7 @@ class PrecomputedVolume:
         """Write a block whose faces lie on chunk borders or on the volume's own faces."""
         stop = [a + n for a, n in zip(start_zyx, block_zyx.shape, strict=True)]
         block = np.asarray(block_zyx, dtype=self.dtype).T[..., np.newaxis]
-        with volume_errors(self.uri):
+        with volume_errors(self.uri, "volume_write"):
             self._cv[_slices(start_zyx, stop)] = np.asfortranarray(block)
 
 

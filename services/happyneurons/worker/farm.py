@@ -8,6 +8,7 @@ job's loop (:mod:`happyneurons.worker.run`) does not know the difference.
 from __future__ import annotations
 
 import errno
+import resource
 import signal
 import time
 import traceback
@@ -21,6 +22,7 @@ from happyneurons.errors import DrainedError, StoreError, TaskError, UserError
 from happyneurons.jobs.spec import JobSpec
 from happyneurons.jobs.stage import Round, Task
 from happyneurons.store.documents import Store
+from happyneurons.store.telemetry import TELEMETRY, Counts, changes
 from happyneurons.worker.context import JobContext
 
 INFRASTRUCTURE_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOMEM}
@@ -38,6 +40,10 @@ class Outcome:
     rank: int = 0
     error: str = ""
     detail: str = ""
+    peak_memory_bytes: int = 0
+    """Most memory that the rank has had so far."""
+    store: Counts = field(default_factory=dict)
+    """What the rank asked of its stores since its last outcome."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,24 @@ class RankState:
         self.context = JobContext(Store(job.store_uri), job.spec, stage, job.threads, job.attempt)
         self.stage = stage()
         self._rounds: list[Round] | None = None
+        self._told: Counts = TELEMETRY.snapshot()
 
     @property
     def rounds(self) -> list[Round]:
         if self._rounds is None:  # after `check`, which may refuse what `rounds` relies on
             self._rounds = list(self.stage.rounds(self.context))
         return self._rounds
+
+    def store_calls(self) -> Counts:
+        """What this rank asked of its stores since this was called before."""
+        now = TELEMETRY.snapshot()
+        since, self._told = changes(self._told, now), now
+        return since
+
+
+def peak_memory_bytes() -> int:
+    """Most resident memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 _RANK: RankState | None = None
@@ -101,6 +119,7 @@ def execute(round_index: int, task: Task) -> Outcome:
             status, seconds=time.perf_counter() - start, rank=state.rank,
             error=f"{type(error).__name__}: {error}" if status != "user" else str(error),
             detail="" if isinstance(error, (TaskError, UserError)) else traceback.format_exc(limit=-6),
+            peak_memory_bytes=peak_memory_bytes(), store=state.store_calls(),
         )  # fmt: skip
 
     try:
@@ -114,8 +133,9 @@ def execute(round_index: int, task: Task) -> Outcome:
     except Exception as error:  # noqa: BLE001 - whatever a task raises must not end the others
         return outcome("failed", error)
     return Outcome(
-        "done", dict(result.data), int(result.voxels), int(result.bytes), time.perf_counter() - start, state.rank
-    )
+        "done", dict(result.data), int(result.voxels), int(result.bytes), time.perf_counter() - start, state.rank,
+        peak_memory_bytes=peak_memory_bytes(), store=state.store_calls(),
+    )  # fmt: skip
 
 
 class Farm(Protocol):

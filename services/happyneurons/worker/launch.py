@@ -81,6 +81,16 @@ def start(launch: Launch, output: Path) -> subprocess.Popen[bytes]:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class PoolUsage:
+    """What of a pool is taken; memory as jobs asked for it."""
+
+    cores: int
+    memory_gb: float
+    running: int
+    waiting: int
+
+
 class LocalPool:
     """Starts attempts as cores and memory allow; the others wait in order. Thread-safe.
 
@@ -140,6 +150,17 @@ class LocalPool:
                 self._exited[token] = None
             elif token in self._running:
                 self._running[token][1].terminate()
+
+    def usage(self) -> PoolUsage:
+        """What is taken and what waits, just now."""
+        with self._lock:
+            running = [launch.resources for launch, _ in self._running.values()]
+            return PoolUsage(
+                sum(r.cores for r in running),
+                sum(r.memory_gb or 0.0 for r in running),
+                len(running),
+                len(self._waiting),
+            )
 
     def explain(self, token: str) -> str:
         """Why an attempt waits."""

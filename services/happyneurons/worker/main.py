@@ -91,13 +91,21 @@ def selftest(store_uri: str | None) -> None:
 @click.option("--address", default="127.0.0.1:50051", show_default=True, help="host:port to listen on; port 0: any.")
 @click.option("--cores", type=click.IntRange(min=1), help="Cores that jobs may use together [default: all].")
 @click.option("--memory-gb", type=float, help="Memory that jobs may use together [default: all].")
+@click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics there; port 0: any.")
 @click.option("--port-file", type=click.Path(path_type=Path), help="Write the bound host:port here once it serves.")
-def serve(store_uri: str, address: str, cores: int | None, memory_gb: float | None, port_file: Path | None) -> None:
+def serve(
+    store_uri: str,
+    address: str,
+    cores: int | None,
+    memory_gb: float | None,
+    metrics: str | None,
+    port_file: Path | None,
+) -> None:
     """Serve the StageService until SIGTERM."""
     from happyneurons.worker.server import serve_stage
 
     try:
-        serve_stage(store_uri, address, cores=cores, memory_gb=memory_gb, port_file=port_file)
+        serve_stage(store_uri, address, cores=cores, memory_gb=memory_gb, metrics_address=metrics, port_file=port_file)
     except HappyError as error:
         click.echo(f"hpn-stage: {error}", err=True)
         sys.exit(error.exit_code or EXIT_FAILED)

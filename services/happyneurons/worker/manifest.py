@@ -77,6 +77,7 @@ def make_manifest(
             "task_seconds": round(progress.task_seconds, 3),
             "voxels": progress.voxels,
             "bytes": progress.bytes,
+            "telemetry": progress.telemetry(),
         },
     )
 

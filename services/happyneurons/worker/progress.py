@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,17 +24,25 @@ from happyneurons.errors import (
 from happyneurons.jobs.attempts import Attempt, EndState
 from happyneurons.jobs.journal import Entry, JournalWriter
 from happyneurons.jobs.stage import Task
-from happyneurons.worker.farm import Outcome, abort_all
+from happyneurons.store.telemetry import TELEMETRY, Counts, add, changes, rounded
+from happyneurons.worker.farm import Outcome, abort_all, peak_memory_bytes
 from happyneurons.worker.logs import StoreLogHandler
 from happyneurons.worker.suspects import Caution
 
 UNWANTED_GRACE_S = 3.0
 """How long a task of a cancelled or superseded attempt may go on: nobody wants its result."""
 
+TASK_BOUNDS_S = (0.1, 1.0, 10.0, 60.0, 600.0, 3600.0)
+"""Upper bounds of the classes that tasks are counted in by how long they took; one more has what took longer."""
+
 
 @dataclass
 class Progress:
-    """What an attempt has done. Written by the loop, read by the heartbeat."""
+    """What an attempt has done. Written by the loop, read by the heartbeat.
+
+    Of compute nodes nobody hears but through this, so it has what a monitor wants to know as well (`telemetry`): sums
+    and counts in classes, of a size that does not grow with the job.
+    """
 
     stage: str
     workers: int
@@ -56,6 +65,12 @@ class Progress:
     started: float = field(default_factory=time.time)
     _round_started: float = field(default_factory=time.monotonic)
     _cost_resumed: float = 0.0
+    _failed_tries: int = 0
+    _interrupted_tries: int = 0
+    _durations: list[int] = field(default_factory=lambda: [0] * (len(TASK_BOUNDS_S) + 1))
+    _peak_memory_bytes: int = 0
+    _store: Counts = field(default_factory=dict)
+    _store_before: Counts = field(default_factory=TELEMETRY.snapshot)
 
     def enter_round(self, name: str, index: int, rounds: int) -> None:
         self.round, self.round_index, self.rounds = name, index, rounds
@@ -81,6 +96,15 @@ class Progress:
         self.bytes += outcome.bytes
         self.task_seconds += outcome.seconds
         self.longest_task_s = max(self.longest_task_s, outcome.seconds)
+        self._durations[bisect_left(TASK_BOUNDS_S, outcome.seconds)] += 1
+
+    def tried(self, outcome: Outcome, here: bool) -> None:
+        """Any outcome, also of a try that failed. here: of a rank that is this very process."""
+        self._failed_tries += outcome.status == "failed"
+        self._interrupted_tries += outcome.status == "infrastructure"
+        self._peak_memory_bytes = max(self._peak_memory_bytes, outcome.peak_memory_bytes)
+        if not here:  # what this process asks of the store is counted as a whole
+            add(self._store, outcome.store)
 
     def eta_s(self) -> float | None:
         """Seconds left in this round, from the rate of this attempt; None before there is one."""
@@ -89,6 +113,30 @@ class Progress:
             return None
         return (self.cost_total - self.cost_done) * (time.monotonic() - self._round_started) / done
 
+    def work(self) -> dict[str, int]:
+        """What is done of the job, by this attempt and those before it."""
+        done = self.resumed_tasks + self.computed_tasks
+        return {"done": done, "quarantined": self.quarantined, "voxels": self.voxels, "bytes": self.bytes}
+
+    def telemetry(self) -> dict[str, Any]:
+        """Of this attempt, not of those before it (but `work`), for Prometheus by way of the orchestrator.
+
+        work: of the job so far; task_seconds, durations (by TASK_BOUNDS_S): of tasks that were done; failed,
+        interrupted: tries that the task or the infrastructure ended; peak_memory_bytes: of any one rank; store: see
+        happyneurons.store.telemetry.
+        """
+        calls = changes(self._store_before, TELEMETRY.snapshot())
+        add(calls, self._store)
+        return {
+            "task_seconds": round(self.task_seconds, 3),
+            "work": self.work(),
+            "durations": list(self._durations),
+            "failed": self._failed_tries,
+            "interrupted": self._interrupted_tries,
+            "peak_memory_bytes": max(self._peak_memory_bytes, peak_memory_bytes()),
+            "store": rounded(calls),
+        }
+
     def document(self) -> dict[str, Any]:
         eta = self.eta_s()
         fields = {k: v for k, v in vars(self).items() if not k.startswith("_")}
@@ -96,6 +144,7 @@ class Progress:
             **fields,
             "in_flight": sorted(self.in_flight.copy()),
             "eta_s": None if eta is None else round(eta, 1),
+            "telemetry": self.telemetry(),
             "time": time.time(),
         }
 
@@ -191,6 +240,7 @@ class Heartbeat:
             self._journal.flush()
             if drained or cancelled:
                 state = EndState.DRAINED if drained else EndState.CANCELLED
-                self._attempt.end(state, f"{self.stop_reason} (a running task was abandoned)")
+                message = f"{self.stop_reason} (a running task was abandoned)"
+                self._attempt.end(state, message, telemetry=self._progress.telemetry())
         self._logs.flush()
         abort_all(EXIT_FAILED if cancelled else EXIT_TRY_AGAIN)

@@ -261,6 +261,7 @@ class Coordinator:
 
     def _settle(self, round_: Round, task: Task, outcome: Outcome, tries: dict[str, int]) -> bool:
         """Book an outcome; True if the task is to be tried again."""
+        self.progress.tried(outcome, here=outcome.rank == self.state.rank)
         if outcome.status == "done":
             self._book(task, outcome)
             return False
@@ -316,6 +317,7 @@ class Coordinator:
             for future in done:
                 task = pending.pop(future)
                 outcome = future.result()
+                self.progress.tried(outcome, here=outcome.rank == self.state.rank)
                 if outcome.status == "done":
                     self._book(task, outcome)
         if pending:  # ranks are deep in tasks that nobody waits for: book, and leave without them
@@ -331,7 +333,7 @@ class Coordinator:
         self.progress.in_flight.clear()
         try:
             self.journal.flush()
-            self.attempt.end(state, message, **details)
+            self.attempt.end(state, message, telemetry=self.progress.telemetry(), **details)
         except HappyError as error:
             log.error("%s", error)
             code = EXIT_TRY_AGAIN

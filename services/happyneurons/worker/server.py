@@ -25,6 +25,7 @@ from happyneurons.jobs.spec import JobSpec, Resources, make_spec
 from happyneurons.jobs.stage import Stage
 from happyneurons.rpc.convert import from_struct, resources_from_message, stage_message
 from happyneurons.rpc.logs import tail_log
+from happyneurons.rpc.metrics_server import MetricsServer, new_registry
 from happyneurons.rpc.server import RpcServer, Service, write_port_file
 from happyneurons.stages import load_stage, loadable_stages
 from happyneurons.store.documents import Store
@@ -32,6 +33,7 @@ from happyneurons.v1 import jobs_pb2, stage_service_pb2_grpc
 from happyneurons.v1 import stage_service_pb2 as pb
 from happyneurons.worker.job_view import JobView, find_spec
 from happyneurons.worker.stage_jobs import CANCELLED, StageJobs
+from happyneurons.worker.stage_metrics import StageServerCollector
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["StageService"].full_name
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
@@ -189,8 +191,19 @@ def _resources(message: jobs_pb2.Resources) -> Resources:
 class StageServer:
     """The service on one address, with the thread that sees to its jobs. A context manager."""
 
-    def __init__(self, store: Store, address: str, *, cores: int | None = None, memory_gb: float | None = None) -> None:
-        """cores, memory_gb: what jobs may use together (default: all). Raises UserError."""
+    def __init__(
+        self,
+        store: Store,
+        address: str,
+        *,
+        cores: int | None = None,
+        memory_gb: float | None = None,
+        metrics_address: str | None = None,
+    ) -> None:
+        """cores, memory_gb: what jobs may use together (default: all). metrics_address: host:port, for Prometheus.
+
+        Raises UserError.
+        """
         store.check_writable()
         stopping = threading.Event()
         self._jobs = StageJobs(store, cores, memory_gb)
@@ -198,7 +211,14 @@ class StageServer:
         service = Service(
             SERVICE_NAME, lambda server: stage_service_pb2_grpc.add_StageServiceServicer_to_server(servicer, server)
         )
-        self._rpc = RpcServer([service], address, stopping=stopping)
+        registry = new_registry()
+        registry.register(StageServerCollector(self._jobs))
+        self._rpc = RpcServer([service], address, registry=registry, stopping=stopping)
+        self._metrics = None if metrics_address is None else MetricsServer(metrics_address, registry)
+
+    @property
+    def metrics_address(self) -> str | None:
+        return None if self._metrics is None else self._metrics.address
 
     @property
     def address(self) -> str:
@@ -212,6 +232,8 @@ class StageServer:
 
     def __exit__(self, *_: object) -> None:
         self._rpc.stop()
+        if self._metrics is not None:
+            self._metrics.close()
         self._jobs.__exit__()
 
 
@@ -221,20 +243,23 @@ def serve_stage(
     *,
     cores: int | None,
     memory_gb: float | None,
+    metrics_address: str | None = None,
     port_file: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve until SIGTERM or SIGINT; attempts at work go on.
 
-    address: host:port (port 0: any). port_file: gets the bound address once it serves, in one step.
+    address, metrics_address: host:port (port 0: any). port_file: gets the bound address once it serves, in one step.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     store = Store(store_uri)
-    with StageServer(store, address, cores=cores, memory_gb=memory_gb) as server:
+    server = StageServer(store, address, cores=cores, memory_gb=memory_gb, metrics_address=metrics_address)
+    with server:
         if port_file is not None:
             write_port_file(port_file, server.address)
-        say(f"stages of this image at {server.address}, store {store.uri}")
+        metrics = f", metrics at http://{server.metrics_address}/metrics" if server.metrics_address else ""
+        say(f"stages of this image at {server.address}, store {store.uri}{metrics}")
         stop.wait()
         say("stopping; attempts at work go on")

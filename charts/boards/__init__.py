@@ -1,0 +1,1 @@
+"""Grafana boards as code: `python -m charts.boards` writes charts/happyneurons/dashboards/*.json."""
