@@ -58,7 +58,7 @@ integration-hpc: $(STAMP) ## a real Balsam on a real Slurm, containers (installs
 	    $(BIN)/python -m pytest integration_tests/hpc -q -m hpc $(PYTEST_ARGS)
 
 .PHONY: lint
-lint: $(STAMP) ## ruff, mypy, import rules, buf, protos up to date
+lint: $(STAMP) ## ruff, mypy, import rules, buf, protos and boards up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -66,6 +66,7 @@ lint: $(STAMP) ## ruff, mypy, import rules, buf, protos up to date
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code >/dev/null
 	scripts/protos --check
+	$(BIN)/python -m charts.boards --check
 
 .PHONY: format
 format: $(STAMP) ## put code and protos into their one form
@@ -76,6 +77,16 @@ format: $(STAMP) ## put code and protos into their one form
 .PHONY: protos
 protos: $(STAMP) ## generate services/happyneurons/v1 from protos/
 	scripts/protos
+
+.PHONY: boards
+boards: $(STAMP) ## write the Grafana boards charts/happyneurons/dashboards from charts/boards
+	@$(BIN)/python -m charts.boards
+
+TARGETS ?= 127.0.0.1:9090
+
+.PHONY: monitoring
+monitoring: $(STAMP) ## Prometheus with alert rules and boards, for looking (TARGETS="host:port …": servers' --metrics)
+	@$(BIN)/python -m charts.monitoring $(TARGETS)
 
 .PHONY: bench
 bench: $(STAMP) ## benchmarks that need nothing but this environment: prints figures

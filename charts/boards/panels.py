@@ -115,7 +115,7 @@ def board_json(board: Board) -> Json:
         "timezone": "browser",
         "fiscalYearStartMonth": 0,
         "templating": {"list": [_datasource(), *(_variable(v) for v in board.variables)]},
-        "annotations": {"list": [_alerts()]},
+        "annotations": {"list": []},
         "links": [_all_boards(), *(_link(name, text) for name, text in board.links)],
         "panels": panels,
     }
@@ -221,17 +221,9 @@ def _variable(variable: Variable) -> Json:
     query = f"label_values({variable.metric}, {variable.name})"
     return {
         "name": variable.name, "type": "query", "label": variable.name.capitalize(), "datasource": DATASOURCE,
-        "definition": query, "query": {"query": query, "refId": variable.name}, "refresh": 2, "sort": 1, "hide": 0,
+        "query": {"query": query, "refId": variable.name}, "refresh": 2, "sort": 1, "hide": 0,
         "includeAll": True, "multi": True, "allValue": ".*", "current": {"text": ["All"], "value": ["$__all"]},
         "options": [], "regex": "", "skipUrlSync": False,
-    }  # fmt: skip
-
-
-def _alerts() -> Json:
-    return {
-        "name": "Alerts", "datasource": DATASOURCE, "enable": True, "hide": False, "iconColor": RED,
-        "expr": 'ALERTS{alertname=~"HappyNeurons.*", alertstate="firing"}', "titleFormat": "{{alertname}}",
-        "textFormat": "{{severity}}",
     }  # fmt: skip
 
 

@@ -136,7 +136,7 @@ BOARD = Board(
                     [
                         Query(
                             f"{grown('happyneurons_montage_sections_total', 'verdict', 'verdict!~`ok|missing`')} / "
-                            f"ignoring (verdict) group_left ({grown('happyneurons_montage_sections_total')} > 0)",
+                            f"ignoring (verdict) group_left () ({grown('happyneurons_montage_sections_total')} > 0)",
                             "{{verdict}}",
                         )
                     ],
@@ -176,7 +176,7 @@ BOARD = Board(
                 ),
                 Panel(
                     "Segmentation: variation of information", "Of the evaluation that finished last.", "none",
-                    [Query("max by (part) (happyneurons_evaluation_voi_bits)", "{{part}} (bit)")], stacked=True,
+                    [Query("max by (part) (happyneurons_evaluation_voi)", "{{part}} (bit)")], stacked=True,
                     width=8,
                 ),
                 Panel(

@@ -226,7 +226,7 @@ class Orchestrator:
     def _loop(self) -> None:
         while not self._closed:
             self._wake.clear()
-            begin = time.monotonic()
+            begin, problem = time.monotonic(), ""
             for driver in self.drivers():
                 try:
                     before = driver.status.phase
@@ -237,16 +237,16 @@ class Orchestrator:
                     driver.tick()
                     if driver.status.phase is not before:
                         self._write_summary(driver.status)
-                    self.last_error = ""
                 except LogConflictError as error:
                     log.warning("%s: reading what it wrote", error)
                     self.catch_up(driver)
                 except HappyError as error:  # the store is away, say: the state is in the log, try again
-                    self.last_error = str(error)
+                    problem = str(error)
                     log.error("run %s: %s", driver.status.run_id, error)
                 except Exception as error:
-                    self.last_error = f"{type(error).__name__}: {error}"
+                    problem = f"{type(error).__name__}: {error}"
                     log.exception("run %s", driver.status.run_id)
+            self.last_error = problem  # of any run: that another one went well does not end it
             self.ticks, self.tick_s = self.ticks + 1, time.monotonic() - begin
             self._wake.wait(TICK_S)
 

@@ -72,7 +72,7 @@ SCORES = (
         {f"{of}_{s}_px": (of, s) for of in ERROR_OF for s in ("median", "p95")},
     ),
     Score(
-        "evaluate", "happyneurons_evaluation_voi_bits", "Variation of information of the last evaluation", ("part",),
+        "evaluate", "happyneurons_evaluation_voi", "Variation of information of the last evaluation, bit", ("part",),
         {"voi_split": ("split",), "voi_merge": ("merge",)},
     ),
     Score(
