@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from charts.boards.__main__ import BOARDS
 from charts.boards.panels import board_json
 

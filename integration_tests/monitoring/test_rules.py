@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from charts.monitoring import RULES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,11 +8,11 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
-
 from charts.boards.__main__ import BOARDS, stale
 from charts.boards.panels import board_json
 from charts.boards.queries import resolved
 from charts.monitoring import RULES, config, graphs
+
 from happyneurons.orchestrator.server import OrchestratorServer
 from happyneurons.orchestrator.sites import SiteConfig
 from happyneurons.store.documents import Store

@@ -70,6 +70,8 @@ class RunDriver:
         self.changed = threading.Condition(threading.RLock())
         self.events: list[Event] = []
         self.progress: dict[str, dict[str, Any]] = {}
+        self.loaded_until = 0.0
+        """Until when its events are from before it was loaded into this process; metrics do not count them."""
         self.elsewhere: set[str] = set()
         """Jobs that wait because the same job is at work in another run."""
         acquisition = status.pipeline.acquisition

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from prometheus_client.core import Metric
 
+from happyneurons.jobs.attempts import EndState
 from happyneurons.orchestrator.costs import SiteRate, SiteRates
 from happyneurons.orchestrator.driver import RunDriver
 from happyneurons.orchestrator.runlog import Event
@@ -18,6 +19,7 @@ QUEUE_BUCKETS_S = (1.0, 5.0, 30.0, 120.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0
 RUN_BUCKETS_S = (1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0)
 ENDS = ("job_succeeded", "job_failed", "job_cancelled", "job_interrupted")
 OUTCOMES = ("succeeded", "reused", "failed", "cancelled")
+INTERRUPTIONS = (EndState.ERROR.value, EndState.DRAINED.value, EndState.SUPERSEDED.value)
 FAILURE_KINDS = ("user", "task", "infrastructure")
 
 Place = tuple[str, str]
@@ -135,7 +137,8 @@ class JobMetrics:
             {(*p, k): self._failed[*p, k] for p in places for k in FAILURE_KINDS},
         )  # fmt: skip
         yield counter(
-            "happyneurons_retries", "Attempts that the infrastructure ended", [*where, "kind"], self._retries
+            "happyneurons_retries", "Attempts that the infrastructure ended", [*where, "kind"],
+            {(*p, k): self._retries[*p, k] for p in places for k in INTERRUPTIONS},
         )  # fmt: skip
         yield gauge(
             "happyneurons_job_eta_seconds", "Time left in the rounds at work, the longest of them", where, self._eta

@@ -70,14 +70,14 @@ class OrchestratorCollector(Collector):
             yield from collect_budgets(self._rates)
 
     def _see(self, driver: RunDriver) -> None:
-        run_id = driver.status.run_id
+        run_id, since = driver.status.run_id, max(self._since, driver.loaded_until)
         for event in driver.events[self._positions.get(run_id, 0) :]:
             for part in (self._jobs, self._waiting, self._work, self._quality):
-                part.count(driver, event, self._since)
+                part.count(driver, event, since)
         self._positions[run_id] = len(driver.events)
         self._jobs.see(driver)
         self._waiting.see(driver)
-        self._work.see(driver, self._since)
+        self._work.see(driver, since)
         self._quality.see(driver)
 
     def _forget(self, run_id: str) -> None:

@@ -33,6 +33,10 @@ log = logging.getLogger("happyneurons.orchestrator")
 
 TICK_S = 0.5
 
+KEEP_S = 120.0
+"""How long a finished run stays in memory after somebody asked for it; it is loaded again when asked for later. Longer
+than between two scrapes of the metrics, which would miss it."""
+
 
 class RequestConflictError(ConflictError):
     """A request id was used for something else."""
@@ -51,6 +55,7 @@ class Orchestrator:
         self.owner = owner_id()
         self._drivers: dict[str, RunDriver] = {}
         self._own: set[str] = set()
+        self._asked: dict[str, float] = {}
         self._resume = True
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -163,7 +168,9 @@ class Orchestrator:
 
     def driver(self, run_id: str) -> RunDriver:
         """The driver of a run, loaded from its log if need be. Raises NotFoundError."""
-        return self._drivers.get(run_id) or self._load(run_id)
+        driver = self._drivers.get(run_id) or self._load(run_id)
+        self._asked[run_id] = time.monotonic()
+        return driver
 
     def adopt(self, run_id: str) -> RunDriver:
         """The driver of a run, which this orchestrator drives from now on. Raises NotFoundError."""
@@ -176,8 +183,9 @@ class Orchestrator:
         for run_id in reversed(list_runs(self.store)):
             if before and run_id >= before:
                 continue
-            if run_id in self._drivers:
-                yield run_id, _summary(self._drivers[run_id].status)
+            known = self._drivers.get(run_id)
+            if known is not None:
+                yield run_id, _summary(known.status)
                 continue
             summary = self.store.find_json(f"{run_folder(run_id)}/summary.json")
             if summary is None or RunPhase(summary["phase"]) not in RUN_FINAL:
@@ -209,8 +217,22 @@ class Orchestrator:
         driver = RunDriver(self.store, status, self.sites, self.busy_elsewhere, self.owner)
         for event in read_events(self.store, run_id):
             driver.replay(event)
+            driver.loaded_until = event.time + 0.001  # their times are in milliseconds
         with self._lock:
             return self._drivers.setdefault(run_id, driver)
+
+    def _let_go(self) -> None:
+        """Forget finished runs that nobody asks for: a server that has had a million of them is no larger."""
+        now = time.monotonic()
+        for driver in self.drivers():
+            run_id = driver.status.run_id
+            if driver.status.phase not in RUN_FINAL:
+                self._asked[run_id] = now
+            elif now - self._asked.setdefault(run_id, now) > KEEP_S:
+                with self._lock:
+                    self._drivers.pop(run_id, None)
+                self._asked.pop(run_id, None)
+                self._own.discard(run_id)
 
     def busy_elsewhere(self, run_id: str, key: str) -> str | None:
         """Another run in which the job of this key is at work."""
@@ -246,6 +268,7 @@ class Orchestrator:
                 except Exception as error:
                     problem = f"{type(error).__name__}: {error}"
                     log.exception("run %s", driver.status.run_id)
+            self._let_go()
             self.last_error = problem  # of any run: that another one went well does not end it
             self.ticks, self.tick_s = self.ticks + 1, time.monotonic() - begin
             self._wake.wait(TICK_S)

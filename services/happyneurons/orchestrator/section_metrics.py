@@ -43,8 +43,9 @@ class SectionMetrics:
             if driver.intake is None:
                 continue
             with driver.changed, contextlib.suppress(HappyError):  # the store is away: the next scrape will know
-                self._observe(driver, since)
-                self._reported[driver.status.run_id] = driver.intake.reports.since(since)
+                ours = max(since, driver.loaded_until)
+                self._observe(driver, ours)
+                self._reported[driver.status.run_id] = driver.intake.reports.since(ours)
                 if driver.status.phase not in RUN_FINAL:
                     open_runs += driver.status.open
                     found = progress(driver.status, driver.intake.reports, now())
