@@ -21,11 +21,11 @@ def darkened(pixels: np.ndarray, radial: float) -> np.ndarray:
     return np.clip(np.rint(pixels * np.exp(radial * (x**2 + y[:, np.newaxis] ** 2))), 0, 255).astype(np.uint8)
 
 
-def acquisition(folder: Path, radial: float) -> Acquisition:
+def acquisition(folder: Path, radial: float, sections: int = 6) -> Acquisition:
     def change(z: int, tile: dict[str, Any], pixels: np.ndarray) -> np.ndarray:
         return darkened(pixels, radial)
 
-    return Acquisition(folder, rows=2, cols=2, width=SIZE, height=SIZE, overlap=40, sections=6, change=change)
+    return Acquisition(folder, rows=2, cols=2, width=SIZE, height=SIZE, overlap=40, sections=sections, change=change)
 
 
 def unevenness(result: Result) -> float:
@@ -45,6 +45,13 @@ def test_shading_that_all_tiles_share_is_found_and_removed_whatever_their_exposu
     assert evened.manifest.metrics["shading_radial"] == pytest.approx(-0.12, abs=0.015)
     assert "shading_radial" not in left.manifest.metrics
     assert unevenness(evened) < 0.5 * unevenness(left)
+
+
+def test_optics_of_an_earlier_stack_serve_one_section_that_could_not_tell_them(tmp_path: Path) -> None:
+    earlier = acquisition(tmp_path / "a", -0.12).run().stack.store().get_json("optics.json")
+    assert earlier["shading_radial"] == pytest.approx(-0.12, abs=0.015)
+    one = acquisition(tmp_path / "b", -0.12, sections=1)
+    assert unevenness(one.run(optics=earlier)) < 0.5 * unevenness(one.run())
 
 
 def test_no_shading_is_made_of_tissue_and_exposure(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from happyneurons.errors import TaskError
 from happyneurons.stages.montage.lens import Lens, solve_lens
-from happyneurons.stages.montage.params import MontageParams
+from happyneurons.stages.montage.params import KnownOptics, MontageParams
 from happyneurons.stages.montage.section import Found, match_neighbours, placed, readable
 from happyneurons.stages.montage.shading import Shading, shading_contribution, solve_shading
 from happyneurons.stages.montage.solve import lens_contribution
@@ -22,10 +22,22 @@ class Optics:
     lens: Lens | None = None
     shading: Shading | None = None
 
+    @staticmethod
+    def known(known: KnownOptics) -> Optics:
+        """As the parameter says."""
+        width, height = known.tile_width_px, known.tile_height_px
+        shading = Shading(width, height, known.shading_radial) if known.shading_radial else None
+        return Optics(Lens(width, height, (known.lens_radial_px, known.lens_spiral_px)), shading)
+
     def figures(self) -> dict[str, float]:
         """What was found, by name."""
         figures = {} if self.lens is None else self.lens.figures()
         return figures if self.shading is None else figures | {"shading_radial": self.shading.radial}
+
+    def document(self) -> dict[str, Any] | None:
+        """As the parameter `optics` takes it; None if nothing was found."""
+        of = self.lens or self.shading
+        return None if of is None else {"tile_width_px": of.width, "tile_height_px": of.height, **self.figures()}
 
 
 def see_optics(section: Section, params: MontageParams, reader: TileReader) -> tuple[dict[str, Any], Found | None]:
@@ -52,7 +64,9 @@ def see_optics(section: Section, params: MontageParams, reader: TileReader) -> t
 
 
 def solve_optics(seen: Iterable[Mapping[str, Any]], params: MontageParams) -> Optics:
-    """What sections agree on. seen: what `see_optics` says of each."""
+    """What sections agree on, if it is not known already. seen: what `see_optics` says of each."""
+    if params.optics is not None:
+        return Optics.known(params.optics)
     parts = list(seen)
     lens = solve_lens(p["lens"] for p in parts if "lens" in p)
     shading = solve_shading(p["shading"] for p in parts if "shading" in p) if params.shading else None

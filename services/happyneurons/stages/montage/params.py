@@ -78,6 +78,18 @@ DEFAULT_OCTAVE_SETS = tuple(
 )
 
 
+class KnownOptics(BaseModel):
+    """What the optics do to tiles of one size: `optics.json` of a stack that was montaged."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tile_width_px: int = Field(ge=1, le=1_000_000, description="Width of the tiles it is true of (px)")
+    tile_height_px: int = Field(ge=1, le=1_000_000, description="Their height (px)")
+    lens_radial_px: float = Field(0.0, ge=-1000, le=1000, description="Barrel or pincushion (px at half a side)")
+    lens_spiral_px: float = Field(0.0, ge=-1000, le=1000, description="Spiral distortion (px at half a side)")
+    shading_radial: float = Field(0.0, ge=-3, le=3, description="Log brightness at half a side less that of the middle")
+
+
 class MontageParams(StageParams):
     backend: Literal["native", "trakem2"] = Field(
         "native",
@@ -117,6 +129,11 @@ class MontageParams(StageParams):
         le=1000,
         description="So many sections, spread over the stack, tell the distortion and the shading by the optics, "
         "which all tiles share; they are used as far as the sections agree on them. 0: none",
+    )
+    optics: KnownOptics | None = Field(
+        None,
+        description="Distortion and shading where they are known (optics.json of an earlier stack of the microscope), "
+        "as for batches of few sections; none are looked for then",
     )
     membrane: float = Field(0.1, gt=0, le=1e4, description="Stiffness against stretching and shearing a tile")
     bending: float = Field(1.0, gt=0, le=1e4, description="Stiffness against bending a tile")

@@ -163,7 +163,9 @@ def found_optics(context: Context[Any]) -> Optics:
     def solve() -> Optics:
         from happyneurons.stages.montage.optics import solve_optics
 
-        return solve_optics((data for _, data in context.results(SeeOptics.name)), context.params)
+        known = context.params.optics is not None
+        seen = () if known else (data for _, data in context.results(SeeOptics.name))
+        return solve_optics(seen, context.params)
 
     optics: Optics = context.once("optics", solve)
     return optics
@@ -287,8 +289,10 @@ class Montage(Stage[MontageParams]):
             executable()
 
     def rounds(self, context: Context[MontageParams]) -> Sequence[Round]:
-        # TrakEM2 moves and turns tiles only, and draws them itself.
-        return [MontageSections()] if context.params.backend == "trakem2" else [SeeOptics(), MontageSections()]
+        # TrakEM2 moves and turns tiles only, and draws them itself: it has no use for the optics.
+        if context.params.backend == "trakem2" or context.params.optics is not None:
+            return [MontageSections()]
+        return [SeeOptics(), MontageSections()]
 
     def finish(self, context: Context[MontageParams]) -> StageResult:
         import numpy as np
@@ -311,8 +315,10 @@ class Montage(Stage[MontageParams]):
         if p95:
             metrics["seam_p95_worst_px"] = max(p95)
         if context.params.backend == "native":
-            metrics |= found_optics(context).figures()
-            store = context.output_store("stack")
+            optics, store = found_optics(context), context.output_store("stack")
+            metrics |= optics.figures()
+            if (document := optics.document()) is not None:
+                store.put_json("optics.json", document)
             for path in list(store.list("optics")):
                 store.delete(path)
         output = Output(
