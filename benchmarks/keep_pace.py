@@ -7,9 +7,9 @@ Sections of two 10833 × 14000 tiles (real FIB-SEM, enlarged; see microscope_sec
 then montage, one thread a job), and this machine runs as many jobs at a time as `--cores`. `--scale 0.5` halves the
 tiles' sides and quarters the pace, so that pixels a second stay the same and everything else has less time.
 
-Prints JSON: the lag behind the microscope (age of the oldest section still in work), sampled each second: its median and
-maximum over the steady part (from a third of the acquisition to its end), and by how much it grew from that part's first
-half to its second. Needs disk for twice the pixels: 18 GB for 30 sections at full scale.
+Prints JSON: the lag behind the microscope (age of the oldest section still in work), sampled each second. Its median
+and maximum are those of the steady part, from a third of the acquisition to its end; `lag_growth_s` is by how much it
+grew from that part's first half to its second. Needs disk for twice the pixels: 18 GB for 30 sections at full scale.
 """
 
 from __future__ import annotations
