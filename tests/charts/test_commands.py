@@ -21,8 +21,8 @@ def parse(program: click.Command, arguments: list[str]) -> click.Command:
         if isinstance(command, click.Group):
             context = command.make_context(name, rest, parent=context)
             continue
-        # Until the servers' --security has landed, it is left out here.
-        rest = [a for a in rest if a.partition("=")[0] in known or not a.startswith("--security")]
+        # Options of servers that land with security and metrics; left out until then.
+        rest = [a for a in rest if a.partition("=")[0] in known or not a.startswith(("--security=", "--metrics="))]
         context = command.make_context(name, rest, parent=context)
     return context.command
 

@@ -44,8 +44,13 @@ def test_every_object_is_valid(objects: tuple[Object, ...]) -> None:
         if custom is not None:
             assert set(o["spec"]) <= custom, o["kind"]
             continue
-        for version in VERSIONS:
-            kubernetes_validate.validate(o, version, strict=True)
+        kubernetes_validate.validate(o, VERSIONS[-1], strict=True)
+
+
+def test_the_oldest_kubernetes_takes_it_too() -> None:
+    for o in rendered("everything"):
+        if f"{o['apiVersion']}/{o['kind']}" not in CUSTOM:
+            kubernetes_validate.validate(o, VERSIONS[0], strict=True)
 
 
 def test_names_are_of_one_release_and_unlike(objects: tuple[Object, ...]) -> None:
@@ -203,8 +208,8 @@ def test_policies_let_nothing_in_but_what_is_named() -> None:
         for name, o in policies.items()
     }
     assert ports == {
-        "em": [], "em-orchestrator": ["grpc", "metrics"], "em-stage-gpu": ["grpc"], "em-stage-mesh": ["grpc"],
-        "em-volumes": ["http"],
+        "em": [], "em-orchestrator": ["grpc", "metrics"], "em-stage-gpu": ["grpc", "metrics"],
+        "em-stage-mesh": ["grpc", "metrics"], "em-volumes": ["http"],
     }  # fmt: skip
     who = policies["em-stage-gpu"]["spec"]["ingress"][0]["from"]
     assert {w["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for w in who} == {"orchestrator", "test"}
@@ -238,6 +243,19 @@ def test_boards_and_rules_are_passed_on_as_they_lie() -> None:
     files = {p.stem: yaml.safe_load(p.read_text()) for p in CHART.glob("rules/*.yaml")}
     assert {name.removeprefix("em-"): o["spec"] for name, o in rules.items()} == files
     assert not of_kind(rendered("minimal"), "PrometheusRule")
+
+
+def test_every_pod_that_counts_is_scraped_once() -> None:
+    made = rendered("everything")
+    (monitor,) = of_kind(made, "ServiceMonitor").values()
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    (port,) = [endpoint["port"] for endpoint in monitor["spec"]["endpoints"]]
+    scraped = [
+        name
+        for name, service in of_kind(made, "Service").items()
+        if wanted <= service["metadata"]["labels"].items() and port in [p["name"] for p in service["spec"]["ports"]]
+    ]
+    assert sorted(scraped) == ["em-orchestrator", "em-stage-gpu-pods", "em-stage-mesh-pods"]
 
 
 def test_notes_say_how_to_reach_it() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -15,45 +18,72 @@ from happyneurons._version import __version__
 from .conftest import CHART, ROOT, template
 
 SCHEMA = yaml.safe_load((CHART / "values.schema.yaml").read_text())
+MONTAGE = {"name": "montage", "cores": 2}
+GOOD: dict[str, Any] = {"store": {"uri": "s3://lab/neurons"}, "stages": [MONTAGE]}
 REFUSED = [
-    ("store.url=s3://lab", "additional properties 'url' not allowed"),
-    ("orchestrator.replica=2", "additional properties 'replica' not allowed"),
-    ("stages[0].name=montage,stages[0].core=2", "additional properties 'core' not allowed"),
-    ("stages[0].name=montage", "missing property 'cores'"),
-    ("stages[0].cores=2", "missing property 'name'"),
-    ("stages[0].name=Montage,stages[0].cores=2", "does not match pattern"),
-    ("stages[0].name=montage,stages[0].cores=0", "minimum"),
-    ("stages[0].name=montage,stages[0].cores=two", "got string, want integer"),
-    ("orchestrator.replicas=0", "minimum"),
-    ("orchestrator.replicas=9", "maximum"),
-    ("orchestrator.port=50", "minimum"),
-    ("store.uri=ftp://lab", "does not match pattern"),
-    ("store.uri=", "minLength"),
-    ("store.s3.endpoint=minio:9000", "does not match pattern"),
-    ("store.persistence.size=lots", "does not match pattern"),
-    ("store.persistence.accessModes[0]=All", "must be one of"),
-    ("image.pullPolicy=Sometimes", "must be one of"),
-    ("tls.enabled=true", "tls"),
-    ("tls.enabled=true,tls.existingSecret=t", "security"),
-    ("tls.enabled=true,tls.certManager.enabled=true,security.enabled=true,security.config.tokens=t", "issuerRef"),
-    ("security.enabled=true", "minProperties"),
-    ("kubernetes.enabled=true", "minimum"),
-    ("volumes.enabled=true", "minProperties"),
-    ("ingress.grpc.enabled=true", "minLength"),
-    ("gateway.enabled=true", "minItems"),
-    ("acquisition[0].name=sem,acquisition[0].run=r", "missing property 'volume'"),
-    ("metrics.serviceMonitor.interval=often", "does not match pattern"),
-    ("networkPolicy.egres.enabled=true", "additional properties 'egres' not allowed"),
+    ("{store: {url: 's3://lab'}}", "store", "'url' was unexpected"),
+    ("{orchestrator: {replica: 2}}", "orchestrator", "'replica' was unexpected"),
+    ("{stages: [{name: montage, core: 2}]}", "stages.0", "'core' was unexpected"),
+    ("{stages: [{name: montage}]}", "stages.0", "'cores' is a required property"),
+    ("{stages: [{cores: 2}]}", "stages.0", "'name' is a required property"),
+    ("{stages: [{name: Montage, cores: 2}]}", "stages.0.name", "does not match"),
+    ("{stages: [{name: montage, cores: 0}]}", "stages.0.cores", "less than the minimum"),
+    ("{stages: [{name: montage, cores: two}]}", "stages.0.cores", "is not of type 'integer'"),
+    ("{orchestrator: {replicas: 0}}", "orchestrator.replicas", "less than the minimum"),
+    ("{orchestrator: {replicas: 9}}", "orchestrator.replicas", "greater than the maximum"),
+    ("{orchestrator: {port: 50}}", "orchestrator.port", "less than the minimum"),
+    ("{store: {uri: 'ftp://lab'}}", "store.uri", "does not match"),
+    ("{store: {uri: ''}}", "store", "not valid under any of the given schemas"),
+    ("{store: {s3: {endpoint: 'minio:9000'}}}", "store.s3.endpoint", "does not match"),
+    ("{store: {persistence: {size: lots}}}", "store.persistence.size", "does not match"),
+    ("{store: {persistence: {accessModes: [All]}}}", "store.persistence.accessModes.0", "is not one of"),
+    ("{image: {pullPolicy: Sometimes}}", "image.pullPolicy", "is not one of"),
+    ("{tls: {enabled: true}}", "tls", "not valid under any of the given schemas"),
+    ("{tls: {enabled: true, existingSecret: t}}", "security.enabled", "True was expected"),
+    ("{tls: {certManager: {enabled: true}}}", "tls.certManager.issuerRef.name", "non-empty"),
+    ("{security: {enabled: true}}", "security.config", "non-empty"),
+    ("{kubernetes: {enabled: true}}", "kubernetes.cores", "less than the minimum"),
+    ("{volumes: {enabled: true}}", "volumes.targets", "non-empty"),
+    ("{ingress: {grpc: {enabled: true}}}", "ingress.grpc.host", "non-empty"),
+    ("{gateway: {enabled: true}}", "gateway.parentRefs", "non-empty"),
+    ("{acquisition: [{name: sem, run: r}]}", "acquisition.0", "'volume' is a required property"),
+    ("{metrics: {serviceMonitor: {interval: often}}}", "metrics.serviceMonitor.interval", "does not match"),
+    ("{networkPolicy: {egres: {enabled: true}}}", "networkPolicy", "'egres' was unexpected"),
 ]
 
 
-@pytest.mark.parametrize(("setting", "why"), REFUSED, ids=[setting for setting, _ in REFUSED])
-def test_wrong_values_are_refused(setting: str, why: str) -> None:
-    good = [] if setting.startswith("stages") else ["--set", "stages[0].name=montage,stages[0].cores=2"]
-    done = template("--set", "store.uri=s3://lab/neurons", *good, "--set", setting)
-    assert done.returncode != 0, setting
-    assert "values don't meet the specifications of the schema" in done.stderr
-    assert why.lower() in done.stderr.lower()
+def merged(values: Any, over: Any) -> Any:
+    """Values as Helm merges them: mappings are, lists are not."""
+    if not isinstance(values, dict) or not isinstance(over, dict):
+        return over
+    return {**values, **{name: merged(values.get(name), value) for name, value in over.items()}}
+
+
+def mistakes(given: str) -> list[tuple[str, str]]:
+    """(place, what is wrong) by the schema that Helm applies."""
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+    values = merged(merged(defaults, GOOD), yaml.safe_load(given))
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    found = jsonschema.Draft7Validator(schema).iter_errors(values)
+    return [(".".join(str(step) for step in e.absolute_path), e.message) for e in found]
+
+
+@pytest.mark.parametrize(("given", "place", "why"), REFUSED, ids=[given for given, *_ in REFUSED])
+def test_wrong_values_are_refused(given: str, place: str, why: str) -> None:
+    found = mistakes(given)
+    assert any(where == place and why in text for where, text in found), found
+
+
+def test_good_values_are_not() -> None:
+    assert mistakes("{}") == []
+
+
+def test_helm_applies_the_schema(tmp_path: Path) -> None:
+    for given in ("{orchestrator: {replica: 2}}", "{tls: {enabled: true, existingSecret: t}}"):
+        (tmp_path / "values.yaml").write_text(yaml.safe_dump(merged(GOOD, yaml.safe_load(given))))
+        done = template("--values", str(tmp_path / "values.yaml"))
+        assert done.returncode != 0, given
+        assert "values don't meet the specifications of the schema" in done.stderr
 
 
 def fields(part: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import click
 
@@ -10,6 +11,7 @@ from happyneurons.cli.options import json_option, print_json
 from happyneurons.errors import EXIT_TRY_AGAIN, HappyError, UnavailableError
 
 PAUSE_S = 1.0
+SERVING = "SERVING"
 
 
 @click.command()
@@ -34,9 +36,6 @@ def health(addresses: tuple[str, ...], service: str, wait_s: float, as_json: boo
         raise click.exceptions.Exit(EXIT_TRY_AGAIN)
 
 
-SERVING = "SERVING"
-
-
 def _state(address: str, service: str) -> str:
     """SERVING, NOT_SERVING, or why it did not say. Raises UserError for an address that is none."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -44,7 +43,7 @@ def _state(address: str, service: str) -> str:
     from happyneurons.rpc.client import call, connect
 
     with connect(address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)  # its stubs say nothing of Check
         try:
             answer = call(stub.Check, health_pb2.HealthCheckRequest(service=service), timeout_s=5, peer=address)
         except UnavailableError as error:
