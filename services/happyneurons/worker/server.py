@@ -189,11 +189,25 @@ def _resources(message: jobs_pb2.Resources) -> Resources:
 class StageServer:
     """The service on one address, with the thread that sees to its jobs. A context manager."""
 
-    def __init__(self, store: Store, address: str, *, cores: int | None = None, memory_gb: float | None = None) -> None:
-        """cores, memory_gb: what jobs may use together (default: all). Raises UserError."""
+    def __init__(
+        self,
+        store: Store,
+        address: str,
+        *,
+        cores: int | None = None,
+        memory_gb: float | None = None,
+        max_queued: int | None = None,
+        drain_s: float | None = None,
+    ) -> None:
+        """cores, memory_gb: what jobs may use together (default: all). Raises UserError.
+
+        max_queued: jobs that may wait for them (default: no limit). drain_s: at the end attempts are asked to stop
+        and waited for so long; by default they go on by themselves.
+        """
         store.check_writable()
         stopping = threading.Event()
-        self._jobs = StageJobs(store, cores, memory_gb)
+        self._drain_s = drain_s
+        self._jobs = StageJobs(store, cores, memory_gb, max_queued=max_queued)
         servicer = StageServicer(self._jobs, stopping)
         service = Service(
             SERVICE_NAME, lambda server: stage_service_pb2_grpc.add_StageServiceServicer_to_server(servicer, server)
@@ -211,6 +225,8 @@ class StageServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._drain_s is not None:
+            self._jobs.drain(self._drain_s)  # it goes on answering, and takes nothing new
         self._rpc.stop()
         self._jobs.__exit__()
 
@@ -221,20 +237,25 @@ def serve_stage(
     *,
     cores: int | None,
     memory_gb: float | None,
+    max_queued: int | None = None,
+    drain_s: float | None = None,
     port_file: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; attempts at work go on.
+    """Serve until SIGTERM or SIGINT; attempts at work go on, or with `drain_s` are stopped.
 
-    address: host:port (port 0: any). port_file: gets the bound address once it serves, in one step.
+    address: host:port (port 0: any). max_queued, drain_s: see StageServer. port_file: gets the bound address
+    once it serves, in one step.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     store = Store(store_uri)
-    with StageServer(store, address, cores=cores, memory_gb=memory_gb) as server:
+    with StageServer(
+        store, address, cores=cores, memory_gb=memory_gb, max_queued=max_queued, drain_s=drain_s
+    ) as server:  # fmt: skip
         if port_file is not None:
             write_port_file(port_file, server.address)
         say(f"stages of this image at {server.address}, store {store.uri}")
         stop.wait()
-        say("stopping; attempts at work go on")
+        say("stopping; attempts at work " + ("go on" if drain_s is None else f"get {drain_s:g} s to stop"))
