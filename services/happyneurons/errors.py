@@ -75,6 +75,17 @@ class UnavailableError(HappyError):
     exit_code = EXIT_TRY_AGAIN
 
 
+class OverloadedError(UnavailableError):
+    """The caller asked too much at a time; `retry_after_s` says when it may ask again."""
+
+    retry_after_s = 2.0
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
+
+
 class StoreAccessError(UserError):
     """The store refuses us or cannot be written: credentials, permissions, a missing bucket."""
 

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "acquire": ("happyneurons.cli.acquire:acquire", "Feed a run from a microscope, or simulate one."),
     "serve": ("happyneurons.cli.serve:serve", "Start a server: orchestrator, stage or volumes."),
     "site": ("happyneurons.cli.site:site", "Where jobs can run."),
+    "health": ("happyneurons.cli.health:health", "Ask whether servers answer."),
 }
 
 

@@ -12,6 +12,8 @@ import click
 
 from happyneurons.cli.options import json_option, store_option, store_uri
 
+DRAIN_HELP = "At the end ask attempts to stop, and wait so long until they have [default: they go on by themselves]."
+
 
 @click.group()
 def serve() -> None:
@@ -57,6 +59,10 @@ def orchestrator(
 @click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics there; port 0: any.")
 @click.option("--cores", type=int, help="Cores that jobs may use together [default: all].")
 @click.option("--memory-gb", type=float, help="Memory that jobs may use together, in GB [default: all].")
+@click.option(
+    "--max-queued", type=click.IntRange(min=0), help="Jobs that may wait for cores; more are refused [no limit]."
+)
+@click.option("--drain-s", type=click.FloatRange(min=0), help=DRAIN_HELP)
 @click.option("--port-file", type=click.Path(path_type=Path), help="File that gets the address once it serves.")
 @json_option
 def stage(
@@ -65,6 +71,8 @@ def stage(
     metrics: str | None,
     cores: int | None,
     memory_gb: float | None,
+    max_queued: int | None,
+    drain_s: float | None,
     port_file: Path | None,
     as_json: bool,
 ) -> None:
@@ -72,8 +80,8 @@ def stage(
     from happyneurons.worker.server import serve_stage
 
     serve_stage(
-        store_uri(store), address, cores=cores, memory_gb=memory_gb, metrics_address=metrics, port_file=port_file,
-        say=_speaker(as_json),
+        store_uri(store), address, cores=cores, memory_gb=memory_gb, max_queued=max_queued, drain_s=drain_s,
+        metrics_address=metrics, port_file=port_file, say=_speaker(as_json),
     )  # fmt: skip
 
 

@@ -42,8 +42,11 @@ _SERVICE_CONFIG = {
 T = TypeVar("T")
 
 
-def connect(address: str) -> grpc.Channel:
-    """A channel to `host:port`. It connects with the first call, and again whenever it must."""
+def connect(address: str, *, authority: str = "") -> grpc.Channel:
+    """A channel to `host:port`. It connects with the first call, and again whenever it must.
+
+    authority: the name that the server's certificate must have, if it is not that of the address.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"server address {address!r}: write host:port, such as 127.0.0.1:50051")
@@ -55,6 +58,11 @@ def connect(address: str) -> grpc.Channel:
             ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.max_reconnect_backoff_ms", 2000),
+            *(
+                [("grpc.default_authority", authority), ("grpc.ssl_target_name_override", authority)]
+                if authority
+                else []
+            ),
         ],
     )
 

@@ -27,6 +27,7 @@ Code = grpc.StatusCode
 
 # The most special classes first: the first that fits counts.
 _CODES: list[tuple[type[HappyError], grpc.StatusCode]] = [
+    (errors.OverloadedError, Code.RESOURCE_EXHAUSTED),
     (errors.ConflictError, Code.ALREADY_EXISTS),
     (errors.PreconditionError, Code.FAILED_PRECONDITION),
     (errors.StoreAccessError, Code.FAILED_PRECONDITION),

@@ -18,6 +18,7 @@ import click
 
 from happyneurons.errors import EXIT_FAILED, HappyError
 
+DRAIN_HELP = "At the end ask attempts to stop, and wait so long until they have [default: they go on by themselves]."
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -92,6 +93,10 @@ def selftest(store_uri: str | None) -> None:
 @click.option("--cores", type=click.IntRange(min=1), help="Cores that jobs may use together [default: all].")
 @click.option("--memory-gb", type=float, help="Memory that jobs may use together [default: all].")
 @click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics there; port 0: any.")
+@click.option(
+    "--max-queued", type=click.IntRange(min=0), help="Jobs that may wait for cores; more are refused [no limit]."
+)
+@click.option("--drain-s", type=click.FloatRange(min=0), help=DRAIN_HELP)
 @click.option("--port-file", type=click.Path(path_type=Path), help="Write the bound host:port here once it serves.")
 def serve(
     store_uri: str,
@@ -99,13 +104,18 @@ def serve(
     cores: int | None,
     memory_gb: float | None,
     metrics: str | None,
+    max_queued: int | None,
+    drain_s: float | None,
     port_file: Path | None,
 ) -> None:
     """Serve the StageService until SIGTERM."""
     from happyneurons.worker.server import serve_stage
 
     try:
-        serve_stage(store_uri, address, cores=cores, memory_gb=memory_gb, metrics_address=metrics, port_file=port_file)
+        serve_stage(
+            store_uri, address, cores=cores, memory_gb=memory_gb, max_queued=max_queued, drain_s=drain_s,
+            metrics_address=metrics, port_file=port_file,
+        )  # fmt: skip
     except HappyError as error:
         click.echo(f"hpn-stage: {error}", err=True)
         sys.exit(error.exit_code or EXIT_FAILED)

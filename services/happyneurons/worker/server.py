@@ -198,15 +198,19 @@ class StageServer:
         *,
         cores: int | None = None,
         memory_gb: float | None = None,
+        max_queued: int | None = None,
+        drain_s: float | None = None,
         metrics_address: str | None = None,
     ) -> None:
-        """cores, memory_gb: what jobs may use together (default: all). metrics_address: host:port, for Prometheus.
+        """cores, memory_gb: what jobs may use together (default: all). Raises UserError.
 
-        Raises UserError.
+        max_queued: jobs that may wait for them (default: no limit). drain_s: at the end attempts are asked to stop
+        and waited for so long; by default they go on by themselves. metrics_address: host:port, for Prometheus.
         """
         store.check_writable()
         stopping = threading.Event()
-        self._jobs = StageJobs(store, cores, memory_gb)
+        self._drain_s = drain_s
+        self._jobs = StageJobs(store, cores, memory_gb, max_queued=max_queued)
         servicer = StageServicer(self._jobs, stopping)
         service = Service(
             SERVICE_NAME, lambda server: stage_service_pb2_grpc.add_StageServiceServicer_to_server(servicer, server)
@@ -231,6 +235,8 @@ class StageServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._drain_s is not None:
+            self._jobs.drain(self._drain_s)  # it goes on answering, and takes nothing new
         self._rpc.stop()
         if self._metrics is not None:
             self._metrics.close()
@@ -243,23 +249,28 @@ def serve_stage(
     *,
     cores: int | None,
     memory_gb: float | None,
+    max_queued: int | None = None,
+    drain_s: float | None = None,
     metrics_address: str | None = None,
     port_file: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; attempts at work go on.
+    """Serve until SIGTERM or SIGINT; attempts at work go on, or with `drain_s` are stopped.
 
-    address, metrics_address: host:port (port 0: any). port_file: gets the bound address once it serves, in one step.
+    address, metrics_address: host:port (port 0: any). max_queued, drain_s: see StageServer. port_file: gets the
+    bound address once it serves, in one step.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     store = Store(store_uri)
-    server = StageServer(store, address, cores=cores, memory_gb=memory_gb, metrics_address=metrics_address)
-    with server:
+    with StageServer(
+        store, address, cores=cores, memory_gb=memory_gb, max_queued=max_queued, drain_s=drain_s,
+        metrics_address=metrics_address,
+    ) as server:  # fmt: skip
         if port_file is not None:
             write_port_file(port_file, server.address)
         metrics = f", metrics at http://{server.metrics_address}/metrics" if server.metrics_address else ""
         say(f"stages of this image at {server.address}, store {store.uri}{metrics}")
         stop.wait()
-        say("stopping; attempts at work go on")
+        say("stopping; attempts at work " + ("go on" if drain_s is None else f"get {drain_s:g} s to stop"))

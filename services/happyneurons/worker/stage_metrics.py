@@ -23,20 +23,20 @@ class StageServerCollector(Collector):
         self._pool = jobs.pool
 
     def collect(self) -> Iterator[Metric]:
-        used, pool = self._pool.usage(), self._pool
+        room, pool = self._pool.room(), self._pool
         yield gauge(
             "happyneurons_stage_server_jobs", "Jobs of this stage server", ["state"],
-            {("queued",): used.waiting, ("running",): used.running},
+            {("queued",): room.waiting, ("running",): room.running},
         )  # fmt: skip
         yield gauge(
             "happyneurons_stage_server_cores", "Cores that jobs may use together", ["state"],
-            {("used",): used.cores, ("free",): pool.cores - used.cores},
+            {("used",): pool.cores - room.cores, ("free",): room.cores},
         )  # fmt: skip
         yield gauge(
             "happyneurons_stage_server_memory_bytes", "Memory that jobs may use together, as they ask for it",
             ["state"],
             {
-                ("used",): used.memory_gb * BYTES_PER_GB,
-                ("free",): (pool.memory_gb - used.memory_gb) * BYTES_PER_GB,
+                ("used",): (pool.memory_gb - room.memory_gb) * BYTES_PER_GB,
+                ("free",): room.memory_gb * BYTES_PER_GB,
             },
         )  # fmt: skip
