@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
@@ -32,11 +35,15 @@ def new_registry() -> CollectorRegistry:
 class MetricsServer:
     """`/metrics` over HTTP."""
 
-    def __init__(self, address: str, registry: CollectorRegistry) -> None:
-        """address: host:port (port 0: any). Raises UserError if it cannot be listened on."""
+    def __init__(self, address: str, registry: CollectorRegistry, tls: Mapping[str, str] | None = None) -> None:
+        """address: host:port (port 0: any). tls: certfile, keyfile, and for mutual TLS client_cafile.
+
+        Raises UserError if it cannot be listened on.
+        """
+        options: dict[str, Any] = {**tls, "client_auth_required": "client_cafile" in tls} if tls else {}
         host, _, port = address.rpartition(":")
         try:
-            self._server, self._thread = start_http_server(int(port), host or "127.0.0.1", registry)
+            self._server, self._thread = start_http_server(int(port), host or "127.0.0.1", registry, **options)
         except (OSError, ValueError, OverflowError) as error:
             raise UserError(f"cannot serve metrics on {address}: {error}") from None
         self.address = f"{host or '127.0.0.1'}:{self._server.server_port}"
