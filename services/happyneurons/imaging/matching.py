@@ -202,9 +202,7 @@ def _overlap_range(shifts: NDArray[np.int64], size: int, other: int) -> tuple[ND
     return np.clip(-shifts, 0, size), np.clip(other - shifts, 0, size)
 
 
-def _box_sums(
-    f: np.ndarray, ranges: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
-) -> tuple[Floats, Floats]:
+def _box_sums(f: np.ndarray, ranges: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> tuple[Floats, Floats]:
     """Sums of f and of f² over all boxes of a range along y and a range along x."""
     (y0, y1), (x0, x1) = ranges
     sums, squares = cv2.integral2(np.asarray(f, np.float32), sdepth=cv2.CV_64F, sqdepth=cv2.CV_64F)
