@@ -80,6 +80,7 @@ def test_jobs_are_spread_and_wait_outside_when_all_are_full(
     wait_for(lambda: executor.poll([third])[third].exit_code == EXIT_OK, "the third")
 
 
+@pytest.mark.slow
 def test_a_dead_server_is_a_lost_attempt_and_a_stopping_one_drains(
     servers: list[ServerProcess], executor: ServiceExecutor, store: Store, control: Path
 ) -> None:

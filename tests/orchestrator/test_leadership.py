@@ -115,6 +115,7 @@ def test_what_is_asked_of_the_one_that_stands_by_is_done_by_the_leader(
     assert len(list(control.glob("started-0-*"))) == 2, "each job once"
 
 
+@pytest.mark.slow
 def test_a_leader_that_stops_hands_over_at_once_and_the_next_goes_on(
     pair: tuple[OrchestratorServer, OrchestratorServer], control: Path
 ) -> None:
@@ -131,6 +132,7 @@ def test_a_leader_that_stops_hands_over_at_once_and_the_next_goes_on(
     assert len(list(control.glob("started-1-*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_retried_run_is_not_forgotten_by_the_next_leader(store: Store, control: Path) -> None:
     """Its summary said that it was over when it was retried."""
     with OrchestratorServer(store, sites=SITES) as first, Client(first.address) as client:
