@@ -35,8 +35,8 @@ def resolve(host: str, port: int) -> list[str]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:
         return []
-    pairs = {(str(place[0]), place[1]) for *_, place in found}
-    return sorted(f"[{ip}]:{number}" if ":" in ip else f"{ip}:{number}" for ip, number in pairs)
+    ips = {place[0] for *_, place in found if isinstance(place[0], str)}
+    return sorted(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip in ips)
 
 
 class Endpoints:
