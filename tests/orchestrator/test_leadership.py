@@ -77,6 +77,21 @@ def test_a_leader_that_cannot_confirm_its_heartbeat_stops_before_others_begin(st
     assert leader.look(), "the term is still its own: one heartbeat, and it goes on"
 
 
+def test_old_terms_are_forgotten_and_whoever_held_one_does_not_lead(store: Store, monkeypatch: Any) -> None:
+    monkeypatch.setattr(leadership_module, "LISTEN_S", 0.0)
+    monkeypatch.setattr(leadership_module, "BEAT_S", 0.0)
+    paused = Leadership(store, "paused")
+    assert paused.look()
+    store.create_json("leader/00000001/end.json", {})
+    for n in range(102):
+        one = Leadership(store, f"o{n}")
+        assert one.look()
+        one.resign()
+    assert not list(store.list("leader/00000001"))
+    assert list(store.list("leader/00000099"))
+    assert not paused.look()
+
+
 # --- two servers -----------------------------------------------------------------------------------
 
 
