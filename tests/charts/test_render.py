@@ -231,6 +231,16 @@ def test_security_is_mounted_and_used_by_servers_and_clients() -> None:
             assert env["HPN_TLS_CERT"] == "/etc/happyneurons/tls/tls.crt"
 
 
+def test_the_charts_own_clients_have_their_token_as_a_file() -> None:
+    made = of_kind(rendered("s3-tls"), "Deployment")
+    pod = made["neurons-happyneurons-orchestrator"]["spec"]["template"]["spec"]
+    env = {e["name"]: e.get("value") for e in pod["containers"][0]["env"]}
+    assert env["HPN_TOKEN_FILE"] == "/etc/happyneurons/own-token", "read again when it changes"
+    (volume,) = [v for v in pod["volumes"] if v["name"] == "security"]
+    paths = [i["path"] for source in volume["projected"]["sources"] for i in source.get("secret", {}).get("items", [])]
+    assert paths == ["own-token", "tls/tls.crt", "tls/tls.key", "tls/ca.crt"]
+
+
 def test_boards_and_rules_are_passed_on_as_they_lie() -> None:
     made = rendered("everything")
     boards = [o for name, o in of_kind(made, "ConfigMap").items() if "-board-" in name]
@@ -268,6 +278,12 @@ def test_notes_say_how_to_reach_it() -> None:
     assert "neurons-happyneurons-orchestrator.lab.svc:50050" in notes
     assert "Sites: montage (jobs that name none go to montage)" in notes
     assert "WARNING: no TLS and no tokens" in notes
+
+
+def test_a_grace_too_short_for_draining_is_refused() -> None:
+    stage = 'stages=[{"name":"montage","cores":4,"terminationGracePeriodSeconds":30}]'
+    done = template("--values", str(CHART / "ci/minimal-values.yaml"), "--set-json", stage)
+    assert "montage: terminationGracePeriodSeconds 30 would kill what may drain for 45 s" in done.stderr
 
 
 def test_a_release_needs_a_place_for_its_jobs() -> None:

@@ -23,6 +23,8 @@ from .conformance import ExecutorConformance, Site
 from .conftest import CORES, MEMORY_GB
 from .kubernetes_standin import StandIn, standin
 
+pytestmark = pytest.mark.slow  # processes of stages are started again and again
+
 ALL = Resources(threads_per_rank=CORES)
 
 
@@ -153,9 +155,9 @@ def test_an_api_that_is_away_changes_nothing(
     assert site.ended(handle).exit_code == EXIT_OK
 
 
-def test_missing_rights_say_which(cluster: StandIn, site: Site, new_job: Callable[..., str]) -> None:
+def test_missing_rights_are_said_and_fail_no_job(cluster: StandIn, site: Site, new_job: Callable[..., str]) -> None:
     cluster.fault = lambda method, path: 403 if method == "POST" else None
-    with pytest.raises(UserError, match="needs rights for jobs, pods and pods/log"):
+    with pytest.raises(UnavailableError, match="needs rights for jobs, pods and pods/log"):
         site.submit(new_job(tasks=1))
     cluster.fault = lambda method, path: None
     cluster.token = "another"

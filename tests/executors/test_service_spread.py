@@ -65,7 +65,7 @@ def test_jobs_are_spread_and_wait_outside_when_all_are_full(
 
     handles = [submit(1), submit(2)]
     assert {handle.partition("@")[2] for handle in handles} == {server.address for server in servers}
-    with pytest.raises(OverloadedError, match="2 of 2 stage servers .*: no room for another job now: 0 of 2 cores"):
+    with pytest.raises(OverloadedError, match="none of the stage servers at .* has room now"):
         submit(3)
     (control / "release").touch()
     for handle in handles:
@@ -80,6 +80,7 @@ def test_jobs_are_spread_and_wait_outside_when_all_are_full(
     wait_for(lambda: executor.poll([third])[third].exit_code == EXIT_OK, "the third")
 
 
+@pytest.mark.slow
 def test_a_dead_server_is_a_lost_attempt_and_a_stopping_one_drains(
     servers: list[ServerProcess], executor: ServiceExecutor, store: Store, control: Path
 ) -> None:

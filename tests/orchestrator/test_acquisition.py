@@ -315,6 +315,16 @@ def test_reports_of_two_orchestrators_at_once_are_one_version(store):
     assert len(list(store.list("runs/run/sections"))) == 1
 
 
+def test_sections_that_another_orchestrator_takes_in_reach_the_one_that_leads(start, store):
+    run = start()
+    with OrchestratorServer(store, sites=SITES) as other, Client(other.address) as there:
+        assert other.orchestrator.stands_by
+        run.report_section(section(3))
+        there.report_section(run.id, section(5))
+        wait_for(lambda: state(run, "first[0001]"), "the batch of both")
+    run.cancel()
+
+
 # --- batches -------------------------------------------------------------------------------------
 
 

@@ -115,6 +115,14 @@ envFrom:
       {{- with .root.Values.security.filesSecret }}
       - secret: {name: {{ . }}}
       {{- end }}
+      {{- with .root.Values.security.clientTokenSecret }}
+      {{- if .name }}
+      - secret:
+          name: {{ .name }}
+          items:
+            - {key: {{ .key }}, path: own-token}
+      {{- end }}
+      {{- end }}
       {{- if .root.Values.tls.enabled }}
       - secret:
           name: {{ include "happyneurons.tlsSecret" .root }}
@@ -150,7 +158,7 @@ envFrom:
 {{/* Probes of a gRPC server on the port `grpc`. The kubelet's gRPC probe speaks no TLS: with it, TCP. */}}
 {{- define "happyneurons.grpcProbes" -}}
 {{- $ask := dict "grpc" (dict "port" .port) }}
-{{- if .root.Values.tls.enabled }}{{ $ask = dict "tcpSocket" (dict "port" "grpc") }}{{ end }}
+{{- if .root.Values.tls.enabled }}{{ $ask = dict "tcpSocket" (dict "port" "grpc") }}{{ end -}}
 startupProbe:
   {{- toYaml $ask | nindent 2 }}
   periodSeconds: 2

@@ -16,7 +16,8 @@ from typing import Any
 import grpc
 
 from happyneurons.errors import UnavailableError, UserError
-from happyneurons.rpc.client import call, connect
+from happyneurons.rpc.client import connect
+from happyneurons.rpc.errors import rpc_errors
 from happyneurons.v1.stage_service_pb2_grpc import StageServiceStub
 
 SCHEME = "dns:///"
@@ -35,8 +36,8 @@ def resolve(host: str, port: int) -> list[str]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:
         return []
-    pairs = {(str(place[0]), place[1]) for *_, place in found}
-    return sorted(f"[{ip}]:{number}" if ":" in ip else f"{ip}:{number}" for ip, number in pairs)
+    ips = {place[0] for *_, place in found if isinstance(place[0], str)}
+    return sorted(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip in ips)
 
 
 class Endpoints:
@@ -86,7 +87,8 @@ class Endpoints:
                 channel = connect(endpoint, authority=self._host if self.spread else "")
                 self._channels[endpoint] = channel
         try:
-            answer = call(getattr(StageServiceStub(channel), method), request, timeout_s=TIMEOUT_S, peer=peer)
+            with rpc_errors(peer):  # no waiting for one that is overloaded: others may have room
+                answer = getattr(StageServiceStub(channel), method)(request, timeout=TIMEOUT_S)
         except UnavailableError as error:
             if type(error) is UnavailableError:  # one that is overloaded answers
                 with self._lock:

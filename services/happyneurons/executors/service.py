@@ -79,12 +79,14 @@ class ServiceExecutor:
                 return action(server)
             except UnavailableError as error:
                 errors.append(error)
-        busy = [error for error in errors if isinstance(error, OverloadedError)]
+        busy = next((error for error in errors if isinstance(error, OverloadedError)), None)
         if len(errors) == 1:
             raise errors[0]
-        if busy:
-            raise OverloadedError(f"{len(busy)} of {len(errors)} stage servers at {self.address}: {busy[0]}")
-        raise UnavailableError(f"none of {len(errors)} stage servers at {self.address} answers: {errors[0]}")
+        if busy is not None:
+            raise OverloadedError(f"none of the stage servers at {self.address} has room now", busy.retry_after_s)
+        # One of the reasons, the same at each try: what a job waits for is written down when it changes.
+        why = min(str(error) for error in errors)
+        raise UnavailableError(f"none of {len(errors)} stage servers at {self.address} can take it: {why}")
 
     def refuse(self, stage: str, resources: Resources) -> str | None:
         try:

@@ -14,7 +14,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from happyneurons.errors import EXIT_TRY_AGAIN, EXIT_USAGE, HappyError, UnavailableError, UserError
+from happyneurons.errors import (
+    EXIT_TRY_AGAIN,
+    EXIT_USAGE,
+    HappyError,
+    OverloadedError,
+    UnavailableError,
+    UserError,
+)
 from happyneurons.executors.base import Executor, ProcessReport, ProcessState, Submission
 from happyneurons.jobs.attempts import (
     EndState,
@@ -51,6 +58,7 @@ INFRASTRUCTURE_RETRIES = 5
 DRAINS = 1000  # a drained attempt did what it could: going on costs nothing but a limit must be
 BACKOFF_S = 1.0
 SITE_AWAY_S = 5.0  # how soon a site that did not answer is asked again
+FULL_S = 1.0  # … and one that had no room
 CANCEL_GRACE_S = 60.0  # ranks poll the marker every few seconds; past this the site has to end them
 
 
@@ -284,7 +292,8 @@ class RunDriver:
             self.record("job_failed", name, str(error), kind="user")
             return
         except UnavailableError as error:  # nobody's failure: no budget is spent, however long it takes
-            self._not_before[name] = time.monotonic() + SITE_AWAY_S
+            wait_s = FULL_S if isinstance(error, OverloadedError) else SITE_AWAY_S
+            self._not_before[name] = time.monotonic() + wait_s
             message = f"site {job.job.site}: {error}"
             if job.site_away != message:
                 self.record("job_waits", name, message)

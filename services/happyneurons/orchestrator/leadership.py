@@ -12,8 +12,8 @@ take over, and one that was paused finds its term ended when it wakes. What it d
 harmless: the logs of runs are written by put-if-absent, too, and of two attempts at a job one publishes.
 
 Those that do not lead answer questions and take decisions: they write them into the run's log, and
-leave a note in `leader/notes/` so that the leader looks at once. A note says only which run to look at; a
-lost one costs no more than LOOK_S.
+leave a note in `leader/notes/` so that the leader looks at once. A note says only which run to look at. One that
+got lost, as its writer died, costs LOOK_S where the run was not over, and else comes with the repeated call.
 """
 
 from __future__ import annotations
@@ -102,12 +102,14 @@ class Leadership:
 
     def _keep(self, now: float) -> None:
         """Still ours? Then say that we live: the time that counts is that before we asked."""
-        if self._store.exists(f"{_folder(self._term)}/end.json"):
+        # Without a beginning it was ended so long ago that it was forgotten (see _tidy).
+        folder = _folder(self._term)
+        if self._store.exists(f"{folder}/end.json") or not self._store.exists(f"{folder}/begin.json"):
             log.warning("term %d was ended by another orchestrator", self._term)
             self._term = 0
         else:
             self._beats += 1
-            self._store.put_json(f"{_folder(self._term)}/beat.json", {"owner": self._owner, "sequence": self._beats})
+            self._store.put_json(f"{folder}/beat.json", {"owner": self._owner, "sequence": self._beats})
             self._confirmed = now
 
     def _try(self) -> None:
@@ -146,9 +148,9 @@ class Leadership:
         return True
 
     def _tidy(self, terms: list[str]) -> None:
-        """Forget terms of long ago. The last ones stay: who was paused must find its term ended."""
+        """Forget terms of long ago, each one's beginning before its end: who was paused finds that it is over."""
         for name in terms[:-100]:
-            for path in list(self._store.list(f"leader/{name}")):
+            for path in sorted(self._store.list(f"leader/{name}")):
                 self._store.delete(path)
 
     # --- notes -----------------------------------------------------------------------------------

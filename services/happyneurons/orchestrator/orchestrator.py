@@ -186,10 +186,17 @@ class Orchestrator:
             self._leadership.note(run_id)  # before, too: the leader learns of it even if this process ends here
         create_run(self.store, run_id, document)
         driver = self.driver(run_id)
+        self._say_submitted(driver)
+        return self.adopt(run_id)
+
+    def _say_submitted(self, driver: RunDriver) -> None:
+        """Begin a run's log, unless that was done: by whoever took the same request, or by the leader."""
         with driver.changed:
             if driver.status.last_event == 0:
-                driver.record("run_submitted")
-        return self.adopt(run_id)
+                try:
+                    driver.record("run_submitted")
+                except LogConflictError:
+                    driver.observe()
 
     def driver(self, run_id: str) -> RunDriver:
         """The driver of a run, loaded from its log if need be. Raises NotFoundError, StoreError."""
@@ -216,7 +223,8 @@ class Orchestrator:
             if before and run_id >= before:
                 continue
             known = self._drivers.get(run_id)
-            if known is not None:
+            # One that is over may have been retried at another orchestrator; then its summary says so.
+            if known is not None and not (self.stands_by and known.status.phase in RUN_FINAL):
                 yield run_id, _summary(known.status)
                 continue
             summary = self.store.find_json(f"{run_folder(run_id)}/summary.json")
@@ -354,6 +362,7 @@ class Orchestrator:
                         if driver.status.phase not in RUN_FINAL:
                             driver.observe()
                         continue
+                    self._say_submitted(driver)
                     driver.tick()
                     self._write_summary(driver.status)
                 except LogConflictError as error:

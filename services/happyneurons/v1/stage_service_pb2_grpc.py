@@ -107,6 +107,7 @@ class StageServiceServicer:
         nothing was started.
         NOT_FOUND: no such stage in this image.
         FAILED_PRECONDITION: it asks for more cores or memory than the server has.
+        RESOURCE_EXHAUSTED: the server has no room for it now; try another one, or again later.
         ALREADY_EXISTS: request_id was used for another job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

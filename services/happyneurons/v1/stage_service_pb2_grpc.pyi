@@ -55,6 +55,7 @@ class StageServiceStub:
       nothing was started.
     NOT_FOUND: no such stage in this image.
     FAILED_PRECONDITION: it asks for more cores or memory than the server has.
+    RESOURCE_EXHAUSTED: the server has no room for it now; try another one, or again later.
     ALREADY_EXISTS: request_id was used for another job.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_stage_service_pb2.GetJobRequest, _stage_service_pb2.GetJobResponse]
@@ -115,6 +116,7 @@ class StageServiceAsyncStub(StageServiceStub):
       nothing was started.
     NOT_FOUND: no such stage in this image.
     FAILED_PRECONDITION: it asks for more cores or memory than the server has.
+    RESOURCE_EXHAUSTED: the server has no room for it now; try another one, or again later.
     ALREADY_EXISTS: request_id was used for another job.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_stage_service_pb2.GetJobRequest, _stage_service_pb2.GetJobResponse]  # type: ignore[assignment]
@@ -184,6 +186,7 @@ class StageServiceServicer(metaclass=_abc_1.ABCMeta):
           nothing was started.
         NOT_FOUND: no such stage in this image.
         FAILED_PRECONDITION: it asks for more cores or memory than the server has.
+        RESOURCE_EXHAUSTED: the server has no room for it now; try another one, or again later.
         ALREADY_EXISTS: request_id was used for another job.
         """
 

@@ -44,6 +44,8 @@ from happyneurons.worker.launch import Launch, LocalPool
 log = logging.getLogger("happyneurons.worker.server")
 
 REAP_S = 0.3
+FULL_S = 1.0
+"""When a server without room may be asked again."""
 STARTING = "its processes start"
 CANCELLED = "cancelled by its owner"
 
@@ -163,8 +165,8 @@ class StageJobs:
         self._reap()
         room = self.pool.room()
         if not room.fits(resources) and room.waiting >= self._max_queued:
-            free = f"{room.cores} of {self.pool.cores} cores are free, {room.waiting} jobs wait"
-            raise OverloadedError(f"no room for another job now: {free}")
+            # The same words each time: what a job waits for is written down when it changes.
+            raise OverloadedError("there is no room for another job now", FULL_S)
 
     # --- starting --------------------------------------------------------------------------------
 

@@ -57,19 +57,11 @@ spec:
 
 {{/* How clients inside the cluster prove who they are. */}}
 {{- define "happyneurons.clientEnv" -}}
-{{- with .Values.security.clientTokenSecret }}
-{{- if .name }}
-- name: HPN_TOKEN
-  valueFrom:
-    secretKeyRef: {name: {{ .name }}, key: {{ .key }}}
-{{- end }}
+{{- if .Values.security.clientTokenSecret.name }}
+- {name: HPN_TOKEN_FILE, value: /etc/happyneurons/own-token}
 {{- end }}
 {{- if .Values.tls.enabled }}
-{{- if not .Values.tls.publicAuthority }}
-- {name: HPN_TLS_CA, value: /etc/happyneurons/tls/ca.crt}
-{{- else }}
-- {name: HPN_TLS, value: "1"}
-{{- end }}
+- {name: HPN_TLS_CA, value: {{ ternary "system" "/etc/happyneurons/tls/ca.crt" .Values.tls.publicAuthority }}}
 {{- if .Values.tls.mutual }}
 - {name: HPN_TLS_CERT, value: /etc/happyneurons/tls/tls.crt}
 - {name: HPN_TLS_KEY, value: /etc/happyneurons/tls/tls.key}

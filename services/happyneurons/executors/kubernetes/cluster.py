@@ -123,10 +123,11 @@ def _errors(host: str) -> Iterator[None]:
             raise NotFoundError(f"{where}: {text}") from error
         if error.status == 409:
             raise _Exists(text) from error
+        # An operator can mend what follows, and jobs go on: nobody's work has failed by it.
         if error.status == 401:
-            raise UserError(f"{where} does not accept our token: {text}") from error
+            raise UnavailableError(f"{where} does not accept our token: {text}") from error
         if error.status == 403 and "exceeded quota" not in text:
-            raise UserError(
+            raise UnavailableError(
                 f"{where}: {text}; our account needs rights for jobs, pods and pods/log (docs/kubernetes.md)"
             ) from error
         if error.status in (400, 422):

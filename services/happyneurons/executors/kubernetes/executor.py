@@ -89,7 +89,7 @@ class KubernetesExecutor:
         wanted = list(handles)
         with self._lock:
             if wanted:
-                with contextlib.suppress(UnavailableError):
+                with contextlib.suppress(HappyError):
                     self._look()
             for handle in wanted:
                 reports[handle] = self._report(handle)
@@ -145,7 +145,7 @@ class KubernetesExecutor:
     # --- looking ---------------------------------------------------------------------------------
 
     def _look(self, *, fresh: bool = False) -> None:
-        """Take over what the API says, and start whose turn it is. Raises UnavailableError, UserError."""
+        """Take over what the API says, and start whose turn it is. Raises UnavailableError."""
         now = time.monotonic()
         if not fresh and self._looked is not None and now - self._looked < LOOK_S:
             if self._problem:
