@@ -39,6 +39,14 @@ class PreconditionError(UserError):
     """Right in itself, but not as things stand: a gate that was decided, more cores than there are."""
 
 
+class UnauthenticatedError(UserError):
+    """The server does not know who calls: no token or certificate, or one that does not count (any more)."""
+
+
+class PermissionDeniedError(UserError):
+    """The caller is known and may not do this."""
+
+
 class TaskError(HappyError):
     """One task cannot be done (damaged data, say); the job's other tasks can."""
 
@@ -73,6 +81,17 @@ class UnavailableError(HappyError):
     """A server does not answer, or not now."""
 
     exit_code = EXIT_TRY_AGAIN
+
+
+class OverloadedError(UnavailableError):
+    """The caller asked too much at a time; `retry_after_s` says when it may ask again."""
+
+    retry_after_s = 2.0
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
 
 class StoreAccessError(UserError):

@@ -12,6 +12,10 @@ import click
 
 from happyneurons.cli.options import json_option, store_option, store_uri
 
+security_option = click.option(
+    "--security", type=click.Path(path_type=Path), help="Who may do what: docs/security.md [default: everybody all]."
+)
+
 
 @click.group()
 def serve() -> None:
@@ -29,6 +33,7 @@ def serve() -> None:
 @click.option("--cores", type=int, help="Cores of this machine that jobs may use together [default: all].")
 @click.option("--memory-gb", type=float, help="Memory that jobs may use together, in GB [default: all].")
 @click.option("--port-file", type=click.Path(path_type=Path), help="File that gets the address once it serves.")
+@security_option
 @json_option
 def orchestrator(
     store: str | None,
@@ -39,6 +44,7 @@ def orchestrator(
     cores: int | None,
     memory_gb: float | None,
     port_file: Path | None,
+    security: Path | None,
     as_json: bool,
 ) -> None:
     """Carry out pipelines; the runs of a predecessor go on. Prints one line once it serves."""
@@ -46,7 +52,7 @@ def orchestrator(
 
     serve_orchestrator(
         store_uri(store), address, metrics_address=metrics, sites_file=sites, default_site=default_site, cores=cores,
-        memory_gb=memory_gb, port_file=port_file,
+        memory_gb=memory_gb, port_file=port_file, security_file=security,
         say=_speaker(as_json),
     )  # fmt: skip
 
@@ -57,6 +63,7 @@ def orchestrator(
 @click.option("--cores", type=int, help="Cores that jobs may use together [default: all].")
 @click.option("--memory-gb", type=float, help="Memory that jobs may use together, in GB [default: all].")
 @click.option("--port-file", type=click.Path(path_type=Path), help="File that gets the address once it serves.")
+@security_option
 @json_option
 def stage(
     store: str | None,
@@ -64,12 +71,16 @@ def stage(
     cores: int | None,
     memory_gb: float | None,
     port_file: Path | None,
+    security: Path | None,
     as_json: bool,
 ) -> None:
     """Serve the stages of this installation to orchestrators elsewhere (as `hpn-stage serve`)."""
     from happyneurons.worker.server import serve_stage
 
-    serve_stage(store_uri(store), address, cores=cores, memory_gb=memory_gb, port_file=port_file, say=_speaker(as_json))
+    serve_stage(
+        store_uri(store), address, cores=cores, memory_gb=memory_gb, port_file=port_file, security_file=security,
+        say=_speaker(as_json),
+    )  # fmt: skip
 
 
 def _speaker(as_json: bool) -> Callable[[str], None]:

@@ -23,6 +23,7 @@ from happyneurons.errors import (
 )
 from happyneurons.executors.base import Capacity, ProcessReport, ProcessState, Submission
 from happyneurons.jobs.spec import Resources, load_spec, parse_job_uri
+from happyneurons.rpc.access import Access
 from happyneurons.rpc.client import call, connect
 from happyneurons.rpc.convert import job_spec_message
 from happyneurons.v1 import jobs_pb2, stage_service_pb2, stage_service_pb2_grpc
@@ -49,9 +50,10 @@ class ServiceExecutor:
     kind = "service"
     image_digest = ""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, access: Access | None = None) -> None:
+        """access: how to get into a secured server; by default what the environment says."""
         self.address = address
-        self._channel = connect(address)
+        self._channel = connect(address, access)
         self._stub = stage_service_pb2_grpc.StageServiceStub(self._channel)
         self._description: stage_service_pb2.DescribeResponse | None = None
 

@@ -10,8 +10,9 @@ import contextlib
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import Metric
@@ -197,11 +198,15 @@ def _published_work(store: Store, key: str) -> dict[str, float]:
 class MetricsServer:
     """`/metrics` over HTTP."""
 
-    def __init__(self, address: str, registry: CollectorRegistry) -> None:
-        """address: host:port (port 0: any). Raises UserError if it cannot be listened on."""
+    def __init__(self, address: str, registry: CollectorRegistry, tls: Mapping[str, str] | None = None) -> None:
+        """address: host:port (port 0: any). tls: certfile, keyfile, and for mutual TLS client_cafile.
+
+        Raises UserError if it cannot be listened on.
+        """
         host, _, port = address.rpartition(":")
+        options: dict[str, Any] = {**tls, "client_auth_required": "client_cafile" in tls} if tls else {}
         try:
-            self._server, self._thread = start_http_server(int(port), host or "127.0.0.1", registry)
+            self._server, self._thread = start_http_server(int(port), host or "127.0.0.1", registry, **options)
         except (OSError, ValueError, OverflowError) as error:
             raise UserError(f"cannot serve metrics on {address}: {error}") from None
         self.address = f"{host or '127.0.0.1'}:{self._server.server_port}"

@@ -4,6 +4,7 @@
 
     local: {executor: local, cores: 8, memory_gb: 32}
     gpu:   {executor: service, address: gpu-host:50051, description: The GPU box}
+    far:   {executor: service, address: "far:50051", access: {ca: ca.crt, cert: tls.crt, key: tls.key}}
     polaris:
       executor: balsam
       folder: polaris                      # of hpc/sites, or a path
@@ -23,6 +24,7 @@ from happyneurons.errors import UserError
 from happyneurons.executors.balsam.config import BalsamAccess, PoolLimits
 from happyneurons.executors.base import Executor
 from happyneurons.executors.mapping import MappedExecutor, NodeSize, StageResources, merge_resources
+from happyneurons.rpc.access import Access
 
 
 class SiteConfig(BaseModel):
@@ -34,6 +36,9 @@ class SiteConfig(BaseModel):
     cores: int | None = Field(None, ge=1, description="local: cores that jobs may use together [all]")
     memory_gb: float | None = Field(None, gt=0, description="local: memory that jobs may use together, GB [all]")
     address: str | None = Field(None, description="service: host:port of a StageService")
+    access: Access | None = Field(
+        None, description="service: ca, cert, key, server_name, token_file to get in [HPN_TLS_CA, … of the environment]"
+    )
     folder: str | None = Field(None, description="balsam: site folder, a name of hpc/sites or a path")
     balsam: BalsamAccess | None = Field(None, description="balsam: server, site and token")
     pool: PoolLimits = Field(default_factory=PoolLimits, description="balsam: batch jobs that may be asked for")
@@ -83,7 +88,7 @@ def _make_executor(name: str, config: SiteConfig) -> Executor:
 
     if not config.address:
         raise UserError(f"site {name}: executor service needs `address: host:port`")
-    service = ServiceExecutor(config.address)
+    service = ServiceExecutor(config.address, config.access)
     if not config.cores and any("auto" in (r.ranks, r.threads_per_rank) for r in config.resources.values()):
         raise UserError(f"site {name}: resources with `auto` need `cores:`, what the server's machine has")
     return _mapped(service, config.resources, NodeSize(config.cores or 1))

@@ -92,12 +92,18 @@ def selftest(store_uri: str | None) -> None:
 @click.option("--cores", type=click.IntRange(min=1), help="Cores that jobs may use together [default: all].")
 @click.option("--memory-gb", type=float, help="Memory that jobs may use together [default: all].")
 @click.option("--port-file", type=click.Path(path_type=Path), help="Write the bound host:port here once it serves.")
-def serve(store_uri: str, address: str, cores: int | None, memory_gb: float | None, port_file: Path | None) -> None:
+@click.option("--security", type=click.Path(path_type=Path), help="Who may do what: docs/security.md [everybody].")
+def serve(
+    store_uri: str, address: str, cores: int | None, memory_gb: float | None, port_file: Path | None,
+    security: Path | None,
+) -> None:  # fmt: skip
     """Serve the StageService until SIGTERM."""
     from happyneurons.worker.server import serve_stage
 
     try:
-        serve_stage(store_uri, address, cores=cores, memory_gb=memory_gb, port_file=port_file)
+        serve_stage(
+            store_uri, address, cores=cores, memory_gb=memory_gb, port_file=port_file, security_file=security
+        )  # fmt: skip
     except HappyError as error:
         click.echo(f"hpn-stage: {error}", err=True)
         sys.exit(error.exit_code or EXIT_FAILED)
