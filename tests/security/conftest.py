@@ -108,6 +108,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
                     "streams_per_client": 20, "pipeline_bytes": 50_000, "pipeline_jobs": 100, "burst": 100_000,
                     "message_bytes": 1 << 20,
                 },
+                "health": "127.0.0.1:0",
                 "audit": {"file": "audit.jsonl"},
             }
         )

@@ -421,6 +421,16 @@ def test_health_is_for_everybody_whose_certificate_is_good(lab: Lab) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
+def test_probes_without_tls_find_health_and_nothing_else(lab: Lab) -> None:
+    """As Kubernetes' own probes ask."""
+    with connect(lab.server.health_address, Access()) as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            pipeline_service_pb2_grpc.PipelineServiceStub(channel).ListRuns(pb.ListRunsRequest(), timeout=10)
+    assert caught.value.code() is Code.UNIMPLEMENTED
+
+
 @pytest.mark.parametrize(("token", "expected"), [("", Code.UNAUTHENTICATED), ("vera", None)])
 def test_reflection_is_for_viewers(lab: Lab, token: str, expected: grpc.StatusCode | None) -> None:
     with connect(lab.server.address, lab.access(token)) as channel:

@@ -89,6 +89,11 @@ class OrchestratorServer:
         return self._rpc.address
 
     @property
+    def health_address(self) -> str:
+        """Of health checks without TLS, where the security file asks for them."""
+        return self._rpc.health_address
+
+    @property
     def metrics_address(self) -> str | None:
         return None if self._metrics is None else self._metrics.address
 
@@ -165,6 +170,7 @@ def serve_orchestrator(
             write_port_file(port_file, server.address)
         scheme = "https" if security is not None and security.metrics_tls else "http"
         metrics = f", metrics at {scheme}://{server.metrics_address}/metrics" if server.metrics_address else ""
-        say(f"orchestrator of {server.orchestrator.store.uri} at {server.address}{metrics}")
+        health = f", health without TLS at {server.health_address}" if server.health_address else ""
+        say(f"orchestrator of {server.orchestrator.store.uri} at {server.address}{metrics}{health}")
         stop.wait()
         say("stopping; running jobs go on, and the next orchestrator takes them up")

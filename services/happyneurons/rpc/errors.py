@@ -97,7 +97,10 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "the server") -> HappyError
             return errors.UnavailableError(
                 f"{peer} and this client do not come to terms about TLS ({text}): {TLS_HINT}"
             )
-        return errors.UnavailableError(f"{peer} does not answer ({text}); is it running?")
+        # How a server with TLS hangs up on plain text, and one that asks for certificates on a client without.
+        hung_up = any(word in text.lower() for word in ("socket closed", "connection reset"))
+        hint = f", and does it ask for TLS or a certificate? If so, {TLS_HINT}" if hung_up else "?"
+        return errors.UnavailableError(f"{peer} does not answer ({text}); is it running{hint}")
     if code is Code.DEADLINE_EXCEEDED:
         return errors.UnavailableError(f"{peer} did not answer in time; try again")
     if code is Code.UNIMPLEMENTED:

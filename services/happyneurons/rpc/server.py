@@ -38,6 +38,8 @@ THREADS = 64
 SPARE_THREADS = 16
 """Threads for streams beyond those that are carried: they refuse the others."""
 
+PROBE_THREADS = 4
+
 GRACE_S = 5.0
 """Time that calls get to end when the server stops."""
 
@@ -113,10 +115,16 @@ class RpcServer:
         except RuntimeError as error:
             raise UserError(f"cannot listen on {address}: the port is taken, or the address is not ours") from error
         self.address = f"{host}:{self.port}"
+        self._probes: grpc.Server | None = None
+        self.health_address = ""
+        if security is not None and security.config.health:
+            self._probes, self.health_address = _health_alone(self._health, security.config.health)
 
     def start(self) -> None:
         """Serve, and say so to health checks."""
         self._server.start()
+        if self._probes is not None:
+            self._probes.start()
         for name in ("", *self._names):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
@@ -125,6 +133,8 @@ class RpcServer:
         self._health.enter_graceful_shutdown()
         self.stopping.set()
         self._server.stop(grace_s).wait()
+        if self._probes is not None:
+            self._probes.stop(0).wait()
         self._streams.shutdown(wait=False)
         if self._security is not None:
             self._security.close()
@@ -132,6 +142,21 @@ class RpcServer:
     def wait(self) -> None:
         """Until the server has stopped."""
         self._server.wait_for_termination()
+
+
+def _health_alone(servicer: health.HealthServicer, address: str) -> tuple[grpc.Server, str]:
+    """A server of nothing but health, without TLS: Kubernetes' own probes speak none. Raises UserError."""
+    server = grpc.server(
+        ThreadPoolExecutor(PROBE_THREADS, thread_name_prefix="rpc-health"),
+        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 4096)],
+        maximum_concurrent_rpcs=16 * PROBE_THREADS,
+    )
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise UserError(f"health: cannot listen on {address}: the port is taken, or the address is not ours") from error
+    return server, f"{address.rpartition(':')[0]}:{port}"
 
 
 def write_port_file(path: Path, address: str) -> None:

@@ -157,6 +157,7 @@ class SecurityConfig(_Strict):
     allowed_roots: tuple[str, ...] = Field((), description="Folders and URIs that jobs may read besides the store")
     stages: tuple[str, ...] = Field((), description="Only these stages [all that are installed]")
     reflection: Literal["open", "viewer", "operator", "admin", "off"] = "viewer"
+    health: str = Field("", description="host:port of health checks without TLS, for probes; nothing else is there")
     metrics_tls: bool = Field(False, description="Serve metrics by TLS, with the same certificate and client_ca")
     limits: Limits = Limits()
     audit: Audit = Audit()
