@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2, help="MPI ranks, a thread each")
     parser.add_argument("--size", type=int, default=105, help="edge of a subvolume, voxels")
     parser.add_argument("--overlap", type=int, default=32, help="overlap, voxels")
+    parser.add_argument("--segment-params", type=json.loads, default={}, help="JSON, beside and instead of those above")
     parser.add_argument("--no-fill", action="store_true", help="voxels only as their own subvolume labelled them")
     parser.add_argument("--agglomerate", type=int, default=0, help="partners asked about for each segment; 0: none")
     parser.add_argument("--whole", action="store_true", help="also in one piece (on one rank: a single task)")
@@ -58,13 +59,13 @@ def main() -> None:
             return outputs
 
         box = {"subvolume_size_xyz": [options.size] * 3, "overlap_xyz": [options.overlap] * 3}
-        subvolumes = run("segment", "segment", INPUTS, **FAST, **box)["subvolumes"]
+        subvolumes = run("segment", "segment", INPUTS, **FAST | options.segment_params, **box)["subvolumes"]
         joined = run("reconcile", "reconcile", {"subvolumes": subvolumes}, fill=not options.no_fill)["segmentation"]
         if options.agglomerate:
             run("agglomerate", "agglomerate", {**INPUTS, "segmentation": joined}, max_partners=options.agglomerate)
         if options.whole:
             box = {"subvolume_size_xyz": [250] * 3, "overlap_xyz": [options.overlap] * 3}
-            piece = run("whole_segment", "segment", INPUTS, **FAST, **box)["subvolumes"]
+            piece = run("whole_segment", "segment", INPUTS, **FAST | options.segment_params, **box)["subvolumes"]
             run("whole", "reconcile", {"subvolumes": piece})
     if options.out:
         options.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -21,8 +21,8 @@ CORES, MEMORY_GB = 2, 4.0
 class ServerProcess:
     """`hpn-stage serve` on one store; can be killed and started again on its port."""
 
-    def __init__(self, store: Store, folder: Path) -> None:
-        self.store, self.folder = store, folder
+    def __init__(self, store: Store, folder: Path, *options: str) -> None:
+        self.store, self.folder, self.options = store, folder, options
         self.address = "127.0.0.1:0"
         self.start()
 
@@ -31,7 +31,7 @@ class ServerProcess:
         port_file.unlink(missing_ok=True)
         command = [sys.executable, "-m", "happyneurons.worker.main", "serve", "--store", self.store.uri]
         command += ["--address", self.address, "--port-file", str(port_file)]
-        command += ["--cores", str(CORES), "--memory-gb", str(MEMORY_GB)]
+        command += ["--cores", str(CORES), "--memory-gb", str(MEMORY_GB), *self.options]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         wait_for(lambda: port_file.exists() or self.process.poll() is not None, "the server")
         assert self.process.poll() is None, f"the server ended with {self.process.returncode}"

@@ -202,8 +202,8 @@ def test_a_watcher_outlives_its_connection(
 def test_a_stage_server_behind_the_same_file(lab: Lab) -> None:
     security = Security.load(lab.folder / "security.yaml")
     with StageServer(lab.store, "127.0.0.1:0", cores=2, security=security) as server:
-        assert ServiceExecutor(server.address, lab.access("ada")).capacity().cores == 2
-        assert "token" in ServiceExecutor(server.address, lab.access("letmein")).capacity().problem
+        assert ServiceExecutor(server.address, access=lab.access("ada")).capacity().cores == 2
+        assert "token" in ServiceExecutor(server.address, access=lab.access("letmein")).capacity().problem
         sites = lab.folder / "sites.yaml"
         (lab.folder / "ada.token").write_text(lab.tokens["ada"])
         access = {
@@ -212,7 +212,7 @@ def test_a_stage_server_behind_the_same_file(lab: Lab) -> None:
         }  # fmt: skip
         sites.write_text(yaml.safe_dump({"box": {"executor": "service", "address": server.address, "access": access}}))
         box = load_sites(sites)["box"]
-        assert ServiceExecutor(server.address, box.access).capacity().cores == 2
+        assert ServiceExecutor(server.address, access=box.access).capacity().cores == 2
         with connect(server.address, lab.access("oskar")) as channel:
             stub = stage_service_pb2_grpc.StageServiceStub(channel)
             assert call(stub.Describe, stage_pb.DescribeRequest()).cores == 2

@@ -365,3 +365,26 @@ def test_zero_stays_no_picture(tmp_path: Path) -> None:
     # Cubic interpolation undershoots beside bright places: still tissue.
     assert (drawn[3:63, 15:65] > 0).all()
     np.testing.assert_array_equal(drawn[3:63, 15:65], np.maximum(picture[0, :, 10:], 1))
+
+
+def test_tissue_beside_a_fold_goes_home_on_either_side(store: Store, distorted: tuple[np.ndarray, Warps]) -> None:
+    """A fold hides 6 px of tissue: its sides have moved towards each other."""
+    pictures, truth = distorted[0].copy(), distorted[1]
+    i, at, hidden = 9, 100, 6
+    whole = pictures[i].copy()
+    pictures[i][:, at:-hidden] = whole[:, at + hidden :]
+    pictures[i][:, -hidden:] = 0
+    pictures[i][:, at - 4 : at + 4] = 10
+    _, aligned = align(store, publish(store, pictures))
+    transforms = AlignTransforms(aligned)
+    y, x = np.mgrid[30:170:5, 0:200:4]
+    px = np.stack([x, y], axis=-1).reshape(-1, 2).astype(float)
+    for side in (-1, 1):
+        beside = px[(side * (px[:, 0] - at) > 12) & (side * (px[:, 0] - at) < 50)]
+        was = beside + [hidden, 0] if side > 0 else beside
+        here = transforms.map(Z0 + i, beside + CORNER_XY)
+        places = truth[i].map(was + CORNER_XY)
+        there = [transforms.map(Z0 + j, truth[j].inverse(places)) for j in (i - 1, i + 1)]
+        off = np.linalg.norm(here - np.mean(there, axis=0), axis=1)
+        assert np.median(off) < 0.6
+        assert np.percentile(off, 95) < 2.0

@@ -9,7 +9,7 @@ import pytest
 
 from happyneurons.imaging.matching import Matches
 from happyneurons.stages.montage.lens import TERMS, Lens, solve_lens, terms
-from happyneurons.stages.montage.match import PairMatches, matches_from_arrays, matches_to_arrays
+from happyneurons.stages.montage.match import Greys, PairMatches, matches_from_arrays, matches_to_arrays
 from happyneurons.stages.montage.params import MontageParams
 from happyneurons.stages.montage.solve import lens_contribution, place
 from happyneurons.stages.montage.tiles import Tile
@@ -44,7 +44,8 @@ def seams(lens: Lens, seed: int, bends_px: float = 0.0) -> list[PairMatches]:
         for _ in range(20):
             q = q - (shown(b, q) - goal)
         q = q + rng.normal(0, 0.1, q.shape)
-        found.append(PairMatches(a, b, Matches(p, q, np.full(len(p), 0.9)), 0.0, 0.0, 1.0, 1.0, len(p)))
+        greys = Greys(p, q, rng.uniform(100, 150, len(p)), rng.uniform(100, 150, len(p)))
+        found.append(PairMatches(a, b, Matches(p, q, np.full(len(p), 0.9)), greys, 1.0, 1.0, len(p)))
     return found
 
 
@@ -108,4 +109,5 @@ def test_matches_come_back_from_their_file_as_they_were(tmp_path: Path) -> None:
     for key, pair in found.items():
         assert np.array_equal(again[key].matches.xy_b, pair.matches.xy_b)
         assert again[key].blocks == pair.blocks
+        assert np.array_equal(again[key].greys.b, pair.greys.b)
     assert matches_from_arrays(matches_to_arrays({})) == {}

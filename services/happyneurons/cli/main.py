@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "security": ("happyneurons.cli.security:security", "Tokens, and checks of a server's security file."),
     "serve": ("happyneurons.cli.serve:serve", "Start a server: orchestrator, stage or volumes."),
     "site": ("happyneurons.cli.site:site", "Where jobs can run."),
+    "health": ("happyneurons.cli.health:health", "Ask whether servers answer."),
 }
 
 

@@ -15,6 +15,7 @@ from happyneurons.cli.options import json_option, store_option, store_uri
 security_option = click.option(
     "--security", type=click.Path(path_type=Path), help="Who may do what: docs/security.md [default: everybody all]."
 )
+DRAIN_HELP = "At the end ask attempts to stop, and wait so long until they have [default: they go on by themselves]."
 
 
 @click.group()
@@ -62,6 +63,10 @@ def orchestrator(
 @click.option("--address", default="127.0.0.1:50051", show_default=True, help="host:port; port 0: any.")
 @click.option("--cores", type=int, help="Cores that jobs may use together [default: all].")
 @click.option("--memory-gb", type=float, help="Memory that jobs may use together, in GB [default: all].")
+@click.option(
+    "--max-queued", type=click.IntRange(min=0), help="Jobs that may wait for cores; more are refused [no limit]."
+)
+@click.option("--drain-s", type=click.FloatRange(min=0), help=DRAIN_HELP)
 @click.option("--port-file", type=click.Path(path_type=Path), help="File that gets the address once it serves.")
 @security_option
 @json_option
@@ -70,6 +75,8 @@ def stage(
     address: str,
     cores: int | None,
     memory_gb: float | None,
+    max_queued: int | None,
+    drain_s: float | None,
     port_file: Path | None,
     security: Path | None,
     as_json: bool,
@@ -78,8 +85,8 @@ def stage(
     from happyneurons.worker.server import serve_stage
 
     serve_stage(
-        store_uri(store), address, cores=cores, memory_gb=memory_gb, port_file=port_file, security_file=security,
-        say=_speaker(as_json),
+        store_uri(store), address, cores=cores, memory_gb=memory_gb, max_queued=max_queued, drain_s=drain_s,
+        port_file=port_file, security_file=security, say=_speaker(as_json),
     )  # fmt: skip
 
 

@@ -110,5 +110,9 @@ class Executor(Protocol):
     def pool_status(self) -> PoolStatus | None:
         """Nodes that were asked for from a batch system; None where nobody has to ask. Never blocks."""
 
+    def lead(self, leads: bool) -> None:
+        """Whether this process is the one that drives jobs. One that is not asks for nothing and gives nothing
+        back by itself (nodes, say); an executor that was not told acts."""
+
     def close(self) -> None:
         """Let go of connections. Running attempts go on."""

@@ -61,5 +61,8 @@ class LocalExecutor:
     def pool_status(self) -> None:
         return None
 
+    def lead(self, leads: bool) -> None:
+        return None
+
     def close(self) -> None:
         return None

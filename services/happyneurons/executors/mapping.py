@@ -123,5 +123,8 @@ class MappedExecutor:
     def pool_status(self) -> PoolStatus | None:
         return self.inner.pool_status()
 
+    def lead(self, leads: bool) -> None:
+        self.inner.lead(leads)
+
     def close(self) -> None:
         self.inner.close()

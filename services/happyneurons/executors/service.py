@@ -1,14 +1,14 @@
 """Executor `service`: another process's StageService (`hpn-stage serve`), over gRPC.
 
-The server must reach the same store. Our handle is the job's key; the server's own attempts are
-found in the store like everybody's.
+The server must reach the same store. Our handle is the job's key, and with many servers where it is;
+a server's own attempts are found in the store like everybody's.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from happyneurons.errors import (
     EXIT_FAILED,
@@ -17,18 +17,20 @@ from happyneurons.errors import (
     EXIT_USAGE,
     HappyError,
     NotFoundError,
+    OverloadedError,
     StoreError,
     UnavailableError,
     UserError,
 )
 from happyneurons.executors.base import Capacity, ProcessReport, ProcessState, Submission
+from happyneurons.executors.endpoints import Endpoints, Resolver, resolve
 from happyneurons.jobs.spec import Resources, load_spec, parse_job_uri
 from happyneurons.rpc.access import Access
-from happyneurons.rpc.client import call, connect
 from happyneurons.rpc.convert import job_spec_message
-from happyneurons.v1 import jobs_pb2, stage_service_pb2, stage_service_pb2_grpc
+from happyneurons.v1 import jobs_pb2, stage_service_pb2
+from happyneurons.v1.stage_service_pb2 import DescribeRequest
 
-TIMEOUT_S = 10.0
+T = TypeVar("T")
 
 STATES = {
     jobs_pb2.JOB_STATE_WAITING: ProcessState.UNKNOWN,  # known to the store, but in no queue of the server
@@ -45,25 +47,46 @@ EXIT_CODES = {
 
 
 class ServiceExecutor:
-    """Jobs of one stage server. A server that is away is UNKNOWN, not a failure: heartbeats decide."""
+    """Jobs of one stage service. A server that is away is UNKNOWN, not a failure: heartbeats decide.
+
+    At an address with many servers each job goes to the next one that has room; those that are away or
+    refuse it are passed over.
+    """
 
     kind = "service"
     image_digest = ""
 
-    def __init__(self, address: str, access: Access | None = None) -> None:
-        """access: how to get into a secured server; by default what the environment says."""
+    def __init__(self, address: str, resolver: Resolver = resolve, *, access: Access | None = None) -> None:
+        """address: host:port, or dns:///NAME:PORT for every server that the name stands for. access: how to get into
+        secured ones; by default what the environment says. Raises UserError."""
         self.address = address
-        self._channel = connect(address, access)
-        self._stub = stage_service_pb2_grpc.StageServiceStub(self._channel)
+        self._servers = Endpoints(address, resolver, access)
         self._description: stage_service_pb2.DescribeResponse | None = None
 
-    def _call(self, method: Any, request: Any) -> Any:
-        return call(method, request, timeout_s=TIMEOUT_S, peer=f"the stage server at {self.address}")
-
     def _describe(self) -> stage_service_pb2.DescribeResponse:
+        """What a server says of itself: they are alike."""
         if self._description is None:
-            self._description = self._call(self._stub.Describe, stage_service_pb2.DescribeRequest())
+            self._description = self._any(lambda server: self._ask(server, "Describe", DescribeRequest()))
         return self._description
+
+    def _ask(self, server: str, method: str, request: Any) -> Any:
+        return self._servers.ask(server, method, request)
+
+    def _any(self, action: Callable[[str], T]) -> T:
+        """What the first server says that can say it. Raises UnavailableError if none can, OverloadedError if some
+        would later."""
+        errors: list[UnavailableError] = []
+        for server in self._servers.all():
+            try:
+                return action(server)
+            except UnavailableError as error:
+                errors.append(error)
+        busy = [error for error in errors if isinstance(error, OverloadedError)]
+        if len(errors) == 1:
+            raise errors[0]
+        if busy:
+            raise OverloadedError(f"{len(busy)} of {len(errors)} stage servers at {self.address}: {busy[0]}")
+        raise UnavailableError(f"none of {len(errors)} stage servers at {self.address} answers: {errors[0]}")
 
     def refuse(self, stage: str, resources: Resources) -> str | None:
         try:
@@ -98,19 +121,30 @@ class ServiceExecutor:
             spec=job_spec_message(spec.stage, inputs, spec.params, submission.resources, spec.allow_failed_tasks),
             retry_quarantined=submission.retry_quarantined,
         )
-        job = self._call(self._stub.SubmitJob, request).job
-        if job.key != key:
-            raise UserError(
-                f"the stage server at {self.address} gives this job another key: its stage {spec.stage} or its image "
-                "is another version than the orchestrator's"
-            )
-        return key
+
+        def submit_to(server: str) -> str:
+            job = self._ask(server, "SubmitJob", request).job
+            if job.key != key:
+                # While an upgrade goes on this is so for a time: the job waits for a server of its version.
+                raise UnavailableError(
+                    f"the stage server at {server} gives this job another key: its stage {spec.stage} or its image "
+                    "is another version than the orchestrator's; both need the same"
+                )
+            return f"{key}@{server}" if self._servers.spread else key
+
+        return self._any(submit_to)
+
+    def _place(self, handle: str) -> tuple[str, str]:
+        """Key and server of a job. Raises UnavailableError."""
+        key, _, server = handle.partition("@")
+        return key, server or self._servers.all()[0]
 
     def poll(self, handles: Iterable[str]) -> Mapping[str, ProcessReport]:
         reports = {}
         for handle in handles:
             try:
-                job = self._call(self._stub.GetJob, stage_service_pb2.GetJobRequest(key=handle)).job
+                key, server = self._place(handle)
+                job = self._ask(server, "GetJob", stage_service_pb2.GetJobRequest(key=key)).job
             except (UnavailableError, StoreError, NotFoundError) as error:
                 reports[handle] = ProcessReport(ProcessState.UNKNOWN, detail=str(error))
                 continue
@@ -118,9 +152,10 @@ class ServiceExecutor:
         return reports
 
     def cancel(self, handle: str) -> None:
-        request = stage_service_pb2.CancelJobRequest(key=handle, reason="cancelled by the orchestrator")
+        key, server = self._place(handle)
+        request = stage_service_pb2.CancelJobRequest(key=key, reason="cancelled by the orchestrator")
         with contextlib.suppress(NotFoundError):  # nothing to cancel
-            self._call(self._stub.CancelJob, request)
+            self._ask(server, "CancelJob", request)
 
     def explain(self, handle: str) -> str:
         report = self.poll([handle])[handle]
@@ -128,17 +163,28 @@ class ServiceExecutor:
 
     def capacity(self) -> Capacity:
         self._description = None
+        cores, memory_gb, problem = 0, 0.0, ""
         try:
-            server = self._describe()
+            for name in self._servers.all():
+                try:
+                    server = self._ask(name, "Describe", DescribeRequest())
+                except HappyError as error:
+                    problem = str(error)
+                    continue
+                self._description = server
+                cores, memory_gb = cores + server.cores, memory_gb + server.memory_gb
         except HappyError as error:
-            return Capacity(problem=str(error))
-        return Capacity(server.cores, server.memory_gb)
+            problem = str(error)
+        return Capacity(cores, memory_gb) if cores else Capacity(problem=problem)
 
     def pool_status(self) -> None:
         return None
 
+    def lead(self, leads: bool) -> None:
+        return None
+
     def close(self) -> None:
-        self._channel.close()
+        self._servers.close()
 
 
 def _report(job: jobs_pb2.Job) -> ProcessReport:

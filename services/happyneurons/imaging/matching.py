@@ -44,7 +44,10 @@ def level_contrast(filtered: Image, sigma_px: float, floor: float = 0.5) -> Imag
     sigma_px: size of "local"; floor: contrast below this part of the picture's own is not raised to full.
     """
     contrast = np.sqrt(_blur(np.asarray(filtered * filtered), sigma_px))
-    return np.asarray(filtered / (contrast + floor * float(np.median(contrast)) + 1e-3), dtype=np.float32)
+    # It is smooth: some of its pixels tell the median as well as all.
+    step = max(1, int(sigma_px / 2))
+    typical = float(np.median(contrast[::step, ::step]))
+    return np.asarray(filtered / (contrast + floor * typical + 1e-3), dtype=np.float32)
 
 
 def shrink(image: np.ndarray, factor: int) -> np.ndarray:
@@ -149,23 +152,20 @@ def _overlap_sums(
     shifts_x: NDArray[np.int64],
 ) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats]:
     """For the shifts asked for (ascending): number of valid pixels in both, Σa, Σb, Σa², Σb², Σab over them."""
-    import scipy.fft
-
     # Just so large that no shift that is asked for wraps around.
     padded = [
-        scipy.fft.next_fast_len(int(max(nb - shifts[0], na + shifts[-1])), real=True)
+        cv2.getOptimalDFTSize(int(max(nb - shifts[0], na + shifts[-1])))
         for na, nb, shifts in zip(a.shape, b.shape, (shifts_y, shifts_x), strict=True)
     ]
 
     def spectrum(f: np.ndarray, conjugate: bool = False) -> np.ndarray:
-        result = np.asarray(scipy.fft.rfft2(f, s=padded))
+        result = np.asarray(np.fft.rfft2(f, s=padded))
         return np.conj(result) if conjugate else result
 
     def correlate(fa: np.ndarray, fb: np.ndarray) -> Floats:
-        full = scipy.fft.irfft2(fa * fb, s=padded)
+        full = np.fft.irfft2(fa * fb, s=padded)
         return np.asarray(full[np.ix_(shifts_y % padded[0], shifts_x % padded[1])], dtype=np.float64)
 
-    a64, b64 = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if mask_a is None and mask_b is None:
         # Two rectangles: all sums but the product are box sums, which need no FFT.
         in_a = [
@@ -176,14 +176,12 @@ def _overlap_sums(
             _overlap_range(-shifts, nb, na)
             for shifts, na, nb in zip((shifts_y, shifts_x), a.shape, b.shape, strict=True)
         ]
-        return (
-            np.outer(*(np.maximum(stop - start, 0) for start, stop in in_a)).astype(np.float64),
-            _box_sums(a64, in_a),
-            _box_sums(b64, in_b),
-            _box_sums(a64**2, in_a),
-            _box_sums(b64**2, in_b),
-            correlate(spectrum(a64, True), spectrum(b64)),
-        )
+        (sum_a, square_a), (sum_b, square_b) = _box_sums(a, in_a), _box_sums(b, in_b)
+        count = np.outer(*(np.maximum(stop - start, 0) for start, stop in in_a)).astype(np.float64)
+        # Single precision is enough: only the place and the height of a peak far above chance are read.
+        product = correlate(spectrum(np.asarray(a, np.float32), True), spectrum(np.asarray(b, np.float32)))
+        return count, sum_a, sum_b, square_a, square_b, product
+    a64, b64 = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     ma = np.ones(a.shape) if mask_a is None else (np.asarray(mask_a) > 0).astype(np.float64)
     mb = np.ones(b.shape) if mask_b is None else (np.asarray(mask_b) > 0).astype(np.float64)
     a64, b64 = a64 * ma, b64 * mb
@@ -204,13 +202,16 @@ def _overlap_range(shifts: NDArray[np.int64], size: int, other: int) -> tuple[ND
     return np.clip(-shifts, 0, size), np.clip(other - shifts, 0, size)
 
 
-def _box_sums(f: Floats, ranges: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> Floats:
-    """Sums of f over all boxes of a range along y and a range along x."""
+def _box_sums(f: np.ndarray, ranges: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> tuple[Floats, Floats]:
+    """Sums of f and of f² over all boxes of a range along y and a range along x."""
     (y0, y1), (x0, x1) = ranges
-    rows = np.cumsum(np.pad(f, ((1, 0), (0, 0))), axis=0)
-    bands = rows[y1] - rows[y0]
-    columns = np.cumsum(np.pad(bands, ((0, 0), (1, 0))), axis=1)
-    return np.asarray(columns[:, x1] - columns[:, x0])
+    sums, squares = cv2.integral2(np.asarray(f, np.float32), sdepth=cv2.CV_64F, sqdepth=cv2.CV_64F)
+
+    def boxes(table: Floats) -> Floats:
+        bands = table[y1] - table[y0]
+        return np.asarray(bands[:, x1] - bands[:, x0])
+
+    return boxes(sums), boxes(squares)
 
 
 # --- block matches ---------------------------------------------------------------------------

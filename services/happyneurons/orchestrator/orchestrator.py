@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from happyneurons.errors import ConflictError, HappyError, NotFoundError, UserError
+from happyneurons.errors import ConflictError, HappyError, NotFoundError, StoreError, UserError
 from happyneurons.executors.base import Executor, ProcessState
 from happyneurons.jobs.attempts import owner_id
 from happyneurons.orchestrator import yaml_source
 from happyneurons.orchestrator.bounds import Bounds
 from happyneurons.orchestrator.driver import RunDriver
 from happyneurons.orchestrator.graph import Pipeline
+from happyneurons.orchestrator.leadership import LISTEN_S, LOOK_S, Leadership
 from happyneurons.orchestrator.pipeline import PipelineError, parse_pipeline
 from happyneurons.orchestrator.runlog import (
     LogConflictError,
@@ -45,6 +46,9 @@ class RequestConflictError(ConflictError):
 class Orchestrator:
     """Runs of one store. `start` takes up what a predecessor left.
 
+    Of several on a store one leads and drives all runs (:mod:`happyneurons.orchestrator.leadership`); the others
+    answer, write decisions down for it, and take over when it is gone.
+
     drive: False for one that only reads, following what others write (`hpn status` without a server).
     bounds: what pipelines may ask and read.
     """
@@ -56,43 +60,68 @@ class Orchestrator:
         self.store, self.sites, self.default_site, self.drive = store, sites, default_site, drive
         self.bounds = bounds
         self.owner = owner_id()
+        self._leadership = Leadership(store, self.owner)
         self._drivers: dict[str, RunDriver] = {}
         self._own: set[str] = set()
         self._resume = True
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._closed = False
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
+        self._beats = threading.Thread(target=self._lead, name="leader", daemon=True)
+        self._led: bool | None = None
+        self._next_notes = self._next_look = 0.0
+        self._unclear: dict[str, float] = {}  # run of a note that is not there yet → since when
+        self._summarized: dict[str, RunPhase] = {}
         self.ticks = 0
         self.last_error = ""
 
     def start(self, *, resume: bool = True) -> None:
-        """Replay unfinished runs and begin to drive them, and those that come.
+        """Take part in leading the store's runs: take up unfinished ones and drive them, and those that come.
 
-        Without `resume` only what is submitted to this one, or adopted, is driven.
+        Without `resume` only what is submitted to this one, or adopted, is driven, whoever leads.
         """
         self._resume = resume
         if self.drive:
             self.store.check_writable()
-        for run_id in list_runs(self.store) if resume and self.drive else []:
-            summary = self.store.find_json(f"{run_folder(run_id)}/summary.json")
-            if summary is None or RunPhase(summary["phase"]) not in RUN_FINAL:
-                try:
-                    self._load(run_id)
-                except HappyError as error:  # its stages are not installed here, say: the others go on
-                    log.error("run %s cannot be resumed: %s", run_id, error)
+        if self.drive and resume:
+            self._leadership.look()
+            self._change_roles()
+            self._beats.start()
         self._thread.start()
 
+    @property
+    def leads(self) -> bool:
+        """Whether this one drives runs that it was not asked to drive."""
+        return self.drive and (not self._resume or self._leadership.leads)
+
+    @property
+    def stands_by(self) -> bool:
+        """Whether another one drives the runs that are submitted here."""
+        return self.drive and not self.leads
+
+    @property
+    def leader(self) -> dict[str, Any]:
+        """Who leads, as far as this one knows: owner, host, time; empty if nobody does."""
+        return self._leadership.leader
+
+    @property
+    def term(self) -> int:
+        """Number of the term in which this one leads; 0 if it does not."""
+        return self._leadership.term if self._leadership.leads else 0
+
     def halt(self) -> None:
-        """Stop driving. Running jobs go on; a successor finds them."""
-        self._closed = True
+        """Stop driving and let the lead go. Running jobs go on; a successor finds them."""
+        self._closed.set()
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=30)
+        for thread in (self._thread, self._beats):
+            if thread.is_alive():
+                thread.join(timeout=30)
+        self._leadership.resign()
 
     def drain(self, limit_s: float) -> None:
         """After `halt`: ask the jobs that run on this machine to stop, and wait until they have."""
-        assert self._closed
+        assert self._closed.is_set()
         pending = []
         for driver in self.drivers():
             for job in driver.status.jobs.values():
@@ -169,22 +198,31 @@ class Orchestrator:
                 if known["digest"] != digest:
                     raise RequestConflictError(f"request id {request_id!r} was used for another pipeline")
                 run_id = known["run_id"]
+        if self.stands_by:
+            self._leadership.note(run_id)  # before, too: the leader learns of it even if this process ends here
         create_run(self.store, run_id, document)
-        driver = self.adopt(run_id)
+        driver = self.driver(run_id)
         with driver.changed:
             if driver.status.last_event == 0:
                 driver.record("run_submitted", **({"by": by} if by else {}))
-        self._wake.set()
-        return driver
+        return self.adopt(run_id)
 
     def driver(self, run_id: str) -> RunDriver:
-        """The driver of a run, loaded from its log if need be. Raises NotFoundError."""
-        return self._drivers.get(run_id) or self._load(run_id)
+        """The driver of a run, loaded from its log if need be. Raises NotFoundError, StoreError."""
+        known = self._drivers.get(run_id)
+        if known is None:
+            return self._load(run_id)
+        if self.stands_by:
+            known.observe()  # what the leader wrote a moment ago counts
+        return known
 
     def adopt(self, run_id: str) -> RunDriver:
-        """The driver of a run, which this orchestrator drives from now on. Raises NotFoundError."""
-        self._own.add(run_id)
-        self._wake.set()
+        """The driver of a run that has to be looked at now, by this one or by the leader. Raises NotFoundError."""
+        if self.stands_by:
+            self._leadership.note(run_id)
+        else:
+            self._own.add(run_id)
+            self._wake.set()
         return self.driver(run_id)
 
     def summaries(self, before: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -237,21 +275,85 @@ class Orchestrator:
                     return other
         return None
 
-    # --- the thread ------------------------------------------------------------------------------
+    # --- the threads -----------------------------------------------------------------------------
+
+    def _lead(self) -> None:
+        """Keep the lead, or wait for it."""
+        while not self._closed.wait(TICK_S):
+            try:
+                led = self._leadership.leads
+                if self._leadership.look() != led:
+                    self._wake.set()
+            except HappyError as error:  # the store is away: without heartbeats nobody leads before long
+                log.error("leading: %s", error)
+
+    def _change_roles(self) -> None:
+        """Take up what the leader before left, or leave it to the next; look at what the others noted."""
+        leads, now = self.leads, time.monotonic()
+        if leads != self._led:
+            if leads and self._resume:
+                self._take_up()
+            for executor in self.sites.values():
+                executor.lead(leads)
+            self._led = leads
+        if leads and self._resume and now >= self._next_notes:
+            self._next_notes = now + LISTEN_S
+            self._read_notes(now)
+            if now >= self._next_look:
+                self._next_look = now + LOOK_S
+                for driver in self.drivers():
+                    if driver.status.phase not in RUN_FINAL:
+                        driver.observe()
+
+    def _take_up(self) -> None:
+        """Load the unfinished runs, and what others wrote of those that are loaded."""
+        for driver in self.drivers():
+            driver.observe()
+        for run_id in list_runs(self.store):
+            if run_id in self._drivers:
+                continue
+            summary = self.store.find_json(f"{run_folder(run_id)}/summary.json")
+            if summary is None or RunPhase(summary["phase"]) not in RUN_FINAL:
+                try:
+                    self._load(run_id)
+                except StoreError:
+                    raise
+                except HappyError as error:  # its stages are not installed here, say: the others go on
+                    log.error("run %s cannot be resumed: %s", run_id, error)
+
+    def _read_notes(self, now: float) -> None:
+        for run_id, paths in self._leadership.notes().items():
+            try:
+                driver = self.driver(run_id)
+                driver.observe()
+                if driver.intake is not None:
+                    driver.intake.reports.reload()
+            except StoreError:
+                raise
+            except HappyError as error:
+                # Noted before it was written; if it is not written soon, it never will be.
+                if now - self._unclear.setdefault(run_id, now) < LOOK_S:
+                    continue
+                log.error("run %s: %s", run_id, error)
+            self._unclear.pop(run_id, None)
+            self._leadership.done_with(paths)
 
     def _loop(self) -> None:
-        while not self._closed:
+        while not self._closed.is_set():
             self._wake.clear()
+            try:
+                self._change_roles()
+            except HappyError as error:
+                self.last_error = str(error)
+                log.error("leading: %s", error)
             for driver in self.drivers():
                 try:
-                    before = driver.status.phase
-                    if not self.drive or not (self._resume or driver.status.run_id in self._own):
-                        if before not in RUN_FINAL:
+                    if not self._drives(driver):
+                        if driver.status.phase not in RUN_FINAL:
                             driver.observe()
                         continue
                     driver.tick()
-                    if driver.status.phase is not before:
-                        self._write_summary(driver.status)
+                    self._write_summary(driver.status)
                     self.last_error = ""
                 except LogConflictError as error:
                     log.warning("%s: reading what it wrote", error)
@@ -265,6 +367,11 @@ class Orchestrator:
             self.ticks += 1
             self._wake.wait(TICK_S)
 
+    def _drives(self, driver: RunDriver) -> bool:
+        if not self.drive:
+            return False
+        return bool(self._led) and self._leadership.leads if self._resume else driver.status.run_id in self._own
+
     def catch_up(self, driver: RunDriver) -> None:
         """Take over what another orchestrator wrote."""
         try:
@@ -273,6 +380,10 @@ class Orchestrator:
             log.error("run %s: %s", driver.status.run_id, error)
 
     def _write_summary(self, status: RunStatus) -> None:
+        """What lists of runs show, and by which a successor knows whether a run is over."""
+        if self._summarized.get(status.run_id) is status.phase:
+            return
+        self._summarized[status.run_id] = status.phase
         self.store.put_json(f"{run_folder(status.run_id)}/summary.json", _summary(status))
 
 

@@ -77,8 +77,9 @@ class AcquisitionServicer(acquisition_service_pb2_grpc.AcquisitionServiceService
         if request.last:
             driver.intake.reports.end(refusal)
         assert driver.status.acquisition is not None
-        if driver.intake.ready(driver.status.acquisition):
-            self._orchestrator.adopt(request.run_id)  # not for each of a thousand reports: it looks at all runs
+        # Not for each of a thousand reports: it looks at all runs. Another one that leads knows of none of them.
+        if driver.intake.ready(driver.status.acquisition) or self._orchestrator.stands_by:
+            self._orchestrator.adopt(request.run_id)
         return driver, version, known
 
 

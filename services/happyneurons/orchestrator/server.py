@@ -103,7 +103,8 @@ class OrchestratorServer:
         self._rpc.start()
 
     def close(self) -> None:
-        """Stop serving and driving; running jobs go on."""
+        """Stop driving and serving; running jobs go on. The lead goes first: another one has it at once."""
+        self.orchestrator.halt()
         self._rpc.stop()
         if self._metrics is not None:
             self._metrics.close()

@@ -30,7 +30,8 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}\Z")
 PAGE_SIZE, LARGEST_PAGE = 50, 500
 PAGE_TOKEN = re.compile(r"before:([0-9a-f-]+)\Z")
 WATCH_WAIT_S = 1.0  # how soon a watcher notices that its client is gone
-ALONE = "another orchestrator leads this run; try again"
+TRIES = 10  # of a decision, while another orchestrator writes to the run's log
+ALONE = "another orchestrator is writing to this run's log; try again"
 
 
 class PipelineServicer(pipeline_service_pb2_grpc.PipelineServiceServicer):
@@ -242,7 +243,7 @@ class PipelineServicer(pipeline_service_pb2_grpc.PipelineServiceServicer):
     def _change(self, driver: RunDriver, action: Callable[[], None]) -> None:
         """Carry out a decision; if another orchestrator wrote to the run's log, look first what."""
         self.check_drives()
-        for _ in range(3):
+        for _ in range(TRIES):
             try:
                 with driver.changed:
                     action()

@@ -5,6 +5,8 @@
     local: {executor: local, cores: 8, memory_gb: 32}
     gpu:   {executor: service, address: gpu-host:50051, description: The GPU box}
     far:   {executor: service, address: "far:50051", access: {ca: ca.crt, cert: tls.crt, key: tls.key}}
+    many:  {executor: service, address: "dns:///stages.lab.svc:50051"}    # each address of the name is a server
+    k8s:   {executor: kubernetes, cores: 64, memory_gb: 256, kubernetes: {image: "lab/happyneurons/{stage}:0.1.0"}}
     polaris:
       executor: balsam
       folder: polaris                      # of hpc/sites, or a path
@@ -23,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from happyneurons.errors import UserError
 from happyneurons.executors.balsam.config import BalsamAccess, PoolLimits
 from happyneurons.executors.base import Executor
+from happyneurons.executors.kubernetes.config import KubernetesAccess
 from happyneurons.executors.mapping import MappedExecutor, NodeSize, StageResources, merge_resources
 from happyneurons.rpc.access import Access
 
@@ -31,16 +34,17 @@ class SiteConfig(BaseModel):
     """One site of the file."""
 
     model_config = ConfigDict(extra="forbid")
-    executor: Literal["local", "service", "balsam"]
+    executor: Literal["local", "service", "balsam", "kubernetes"]
     description: str = ""
-    cores: int | None = Field(None, ge=1, description="local: cores that jobs may use together [all]")
-    memory_gb: float | None = Field(None, gt=0, description="local: memory that jobs may use together, GB [all]")
-    address: str | None = Field(None, description="service: host:port of a StageService")
+    cores: int | None = Field(None, ge=1, description="local [all], kubernetes: cores that jobs may use together")
+    memory_gb: float | None = Field(None, gt=0, description="local [all], kubernetes: memory …, GB")
+    address: str | None = Field(None, description="service: host:port, or dns:///NAME:PORT, of StageServices")
     access: Access | None = Field(
         None, description="service: ca, cert, key, server_name, token_file to get in [HPN_TLS_CA, … of the environment]"
     )
     folder: str | None = Field(None, description="balsam: site folder, a name of hpc/sites or a path")
     balsam: BalsamAccess | None = Field(None, description="balsam: server, site and token")
+    kubernetes: KubernetesAccess | None = Field(None, description="kubernetes: namespace, images, pod template")
     pool: PoolLimits = Field(default_factory=PoolLimits, description="balsam: batch jobs that may be asked for")
     image_digest: str = Field("", description="Identity of the images at this site; part of the keys of its jobs")
     resources: dict[str, StageResources] = Field(
@@ -84,11 +88,20 @@ def _make_executor(name: str, config: SiteConfig) -> Executor:
         node = NodeSize(folder.facts.node.cores, folder.facts.node.gpus)
         balsam = BalsamExecutor(name, folder, config.balsam, config.pool)
         return _mapped(balsam, merge_resources(folder.facts.resources, config.resources), node)
+    if config.executor == "kubernetes":
+        from happyneurons.executors.kubernetes.executor import KubernetesExecutor
+
+        if not config.cores or not config.memory_gb or config.kubernetes is None:
+            raise UserError(
+                f"site {name}: executor kubernetes needs `cores:`, `memory_gb:` and `kubernetes: {{image:}}`"
+            )
+        jobs = KubernetesExecutor(name, config.kubernetes, config.cores, config.memory_gb)
+        return _mapped(jobs, config.resources, NodeSize(config.kubernetes.node_cores or config.cores))
     from happyneurons.executors.service import ServiceExecutor
 
     if not config.address:
         raise UserError(f"site {name}: executor service needs `address: host:port`")
-    service = ServiceExecutor(config.address, config.access)
+    service = ServiceExecutor(config.address, access=config.access)
     if not config.cores and any("auto" in (r.ranks, r.threads_per_rank) for r in config.resources.values()):
         raise UserError(f"site {name}: resources with `auto` need `cores:`, what the server's machine has")
     return _mapped(service, config.resources, NodeSize(config.cores or 1))

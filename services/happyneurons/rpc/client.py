@@ -43,10 +43,11 @@ _SERVICE_CONFIG = {
 T = TypeVar("T")
 
 
-def connect(address: str, access: Access | None = None) -> grpc.Channel:
+def connect(address: str, access: Access | None = None, *, authority: str = "") -> grpc.Channel:
     """A channel to `host:port`. It connects with the first call, and again whenever it must.
 
     access: how to get in; by default what the environment says (HPN_TLS_CA, HPN_TOKEN_FILE, …).
+    authority: the name that the server's certificate must have, if it is not that of the address.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -59,14 +60,21 @@ def connect(address: str, access: Access | None = None) -> grpc.Channel:
             ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.max_reconnect_backoff_ms", 2000),
+            *(
+                [("grpc.default_authority", authority), ("grpc.ssl_target_name_override", authority)]
+                if authority
+                else []
+            ),
         ],
     )
 
 
-def call(method: Any, request: Any, *, timeout_s: float = DEADLINE_S, peer: str = "the server") -> Any:
+def call(
+    method: Any, request: Any, *, timeout_s: float = DEADLINE_S, peer: str = "the server", patient: bool = True
+) -> Any:  # fmt: skip
     """The answer of a call that answers once. Raises the error that the server raised.
 
-    Who asks too often waits as long as the server says, within the call's time.
+    Who asks too often waits as long as the server says, within the call's time; not if not `patient`.
     """
     ends = time.monotonic() + timeout_s
     while True:
@@ -74,7 +82,7 @@ def call(method: Any, request: Any, *, timeout_s: float = DEADLINE_S, peer: str 
             with rpc_errors(peer):
                 return method(request, timeout=max(0.001, ends - time.monotonic()))
         except OverloadedError as error:
-            if isinstance(request, Iterator) or time.monotonic() + error.retry_after_s > ends:
+            if not patient or isinstance(request, Iterator) or time.monotonic() + error.retry_after_s > ends:
                 raise
             time.sleep(error.retry_after_s)
 

@@ -47,27 +47,38 @@ def mpiexec() -> str:
     return found
 
 
+def stage_arguments(launch: Launch) -> list[str]:
+    """What `hpn-stage` is given for an attempt."""
+    resources = launch.resources
+    arguments = ["run", launch.job_uri, "--threads", str(resources.threads_per_rank)]
+    if launch.takeover:
+        arguments.append("--takeover")
+    if launch.retry_quarantined:
+        arguments.append("--retry-quarantined")
+    if resources.walltime_min is not None:
+        arguments += ["--walltime-s", str(resources.walltime_min * 60)]
+    return arguments
+
+
 def stage_command(launch: Launch) -> list[str]:
     """Command line of an attempt. With two or more ranks, one more coordinates (it mostly sleeps)."""
     resources = launch.resources
-    program = [sys.executable, "-m", "mpi4py", "-m", "happyneurons.worker.main", "run", launch.job_uri]
-    program += ["--threads", str(resources.threads_per_rank)]
-    if launch.takeover:
-        program.append("--takeover")
-    if launch.retry_quarantined:
-        program.append("--retry-quarantined")
-    if resources.walltime_min is not None:
-        program += ["--walltime-s", str(resources.walltime_min * 60)]
+    program = [sys.executable, "-m", "mpi4py", "-m", "happyneurons.worker.main", *stage_arguments(launch)]
     if resources.ranks == 1:
         return program
     return [mpiexec(), "-n", str(resources.ranks + 1), *program]
 
 
-def stage_environment(resources: Resources) -> dict[str, str]:
-    """Environment of ranks: libraries must not take more threads than the job was given."""
+def thread_variables(resources: Resources) -> dict[str, str]:
+    """Libraries must not take more threads than the job was given."""
     threads = str(resources.threads_per_rank)
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
-    environment = {**os.environ, **dict.fromkeys(names, threads), "TF_NUM_INTEROP_THREADS": "1"}
+    return {**dict.fromkeys(names, threads), "TF_NUM_INTEROP_THREADS": "1"}
+
+
+def stage_environment(resources: Resources) -> dict[str, str]:
+    """Environment of ranks."""
+    environment = {**os.environ, **thread_variables(resources)}
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     return environment
 
@@ -79,6 +90,20 @@ def start(launch: Launch, output: Path) -> subprocess.Popen[bytes]:
             stage_command(launch), env=stage_environment(launch.resources), stdin=subprocess.DEVNULL,
             stdout=sink, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a pool has left."""
+
+    cores: int
+    memory_gb: float
+    waiting: int
+    """Jobs in its queue."""
+
+    def fits(self, resources: Resources) -> bool:
+        """Whether a job would start at once."""
+        return not self.waiting and resources.cores <= self.cores and (resources.memory_gb or 0) <= self.memory_gb
 
 
 class LocalPool:
@@ -140,6 +165,13 @@ class LocalPool:
                 self._exited[token] = None
             elif token in self._running:
                 self._running[token][1].terminate()
+
+    def room(self) -> Room:
+        """What is left now."""
+        with self._lock:
+            running = [launch.resources for launch, _ in self._running.values()]
+            cores = self.cores - sum(r.cores for r in running)
+            return Room(cores, self.memory_gb - sum(r.memory_gb or 0 for r in running), len(self._waiting))
 
     def explain(self, token: str) -> str:
         """Why an attempt waits."""

@@ -18,6 +18,7 @@ import click
 
 from happyneurons.errors import EXIT_FAILED, HappyError
 
+DRAIN_HELP = "At the end ask attempts to stop, and wait so long until they have [default: they go on by themselves]."
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -91,18 +92,29 @@ def selftest(store_uri: str | None) -> None:
 @click.option("--address", default="127.0.0.1:50051", show_default=True, help="host:port to listen on; port 0: any.")
 @click.option("--cores", type=click.IntRange(min=1), help="Cores that jobs may use together [default: all].")
 @click.option("--memory-gb", type=float, help="Memory that jobs may use together [default: all].")
+@click.option(
+    "--max-queued", type=click.IntRange(min=0), help="Jobs that may wait for cores; more are refused [no limit]."
+)
+@click.option("--drain-s", type=click.FloatRange(min=0), help=DRAIN_HELP)
 @click.option("--port-file", type=click.Path(path_type=Path), help="Write the bound host:port here once it serves.")
 @click.option("--security", type=click.Path(path_type=Path), help="Who may do what: docs/security.md [everybody].")
 def serve(
-    store_uri: str, address: str, cores: int | None, memory_gb: float | None, port_file: Path | None,
+    store_uri: str,
+    address: str,
+    cores: int | None,
+    memory_gb: float | None,
+    max_queued: int | None,
+    drain_s: float | None,
+    port_file: Path | None,
     security: Path | None,
-) -> None:  # fmt: skip
+) -> None:
     """Serve the StageService until SIGTERM."""
     from happyneurons.worker.server import serve_stage
 
     try:
         serve_stage(
-            store_uri, address, cores=cores, memory_gb=memory_gb, port_file=port_file, security_file=security
+            store_uri, address, cores=cores, memory_gb=memory_gb, max_queued=max_queued, drain_s=drain_s,
+            port_file=port_file, security_file=security,
         )  # fmt: skip
     except HappyError as error:
         click.echo(f"hpn-stage: {error}", err=True)

@@ -206,16 +206,25 @@ class StageServer:
     """The service on one address, with the thread that sees to its jobs. A context manager."""
 
     def __init__(
-        self, store: Store, address: str, *, cores: int | None = None, memory_gb: float | None = None,
+        self,
+        store: Store,
+        address: str,
+        *,
+        cores: int | None = None,
+        memory_gb: float | None = None,
+        max_queued: int | None = None,
+        drain_s: float | None = None,
         security: Security | None = None,
-    ) -> None:  # fmt: skip
-        """cores, memory_gb: what jobs may use together (default: all). security: who may do what; None: everybody.
+    ) -> None:
+        """cores, memory_gb: what jobs may use together (default: all). Raises UserError.
 
-        Raises UserError.
+        max_queued: jobs that may wait for them (default: no limit). drain_s: at the end attempts are asked to stop
+        and waited for so long; by default they go on by themselves. security: who may do what; None: everybody.
         """
         store.check_writable()
         stopping = threading.Event()
-        self._jobs = StageJobs(store, cores, memory_gb)
+        self._drain_s = drain_s
+        self._jobs = StageJobs(store, cores, memory_gb, max_queued=max_queued)
         servicer = StageServicer(self._jobs, stopping, security)
         service = Service(
             SERVICE_NAME, lambda server: stage_service_pb2_grpc.add_StageServiceServicer_to_server(servicer, server)
@@ -233,6 +242,8 @@ class StageServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._drain_s is not None:
+            self._jobs.drain(self._drain_s)  # it goes on answering, and takes nothing new
         self._rpc.stop()
         self._jobs.__exit__()
 
@@ -243,14 +254,16 @@ def serve_stage(
     *,
     cores: int | None,
     memory_gb: float | None,
+    max_queued: int | None = None,
+    drain_s: float | None = None,
     port_file: Path | None = None,
     security_file: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; attempts at work go on.
+    """Serve until SIGTERM or SIGINT; attempts at work go on, or with `drain_s` are stopped.
 
-    address: host:port (port 0: any). port_file: gets the bound address once it serves, in one step.
-    security_file: docs/security.md.
+    address: host:port (port 0: any). max_queued, drain_s: see StageServer. port_file: gets the bound address
+    once it serves, in one step. security_file: docs/security.md.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -259,9 +272,11 @@ def serve_stage(
     security = None if security_file is None else Security.load(security_file)
     if security is not None:
         os.environ[VARIABLE] = as_variable(security.roots(store))  # for the ranks that are started from here
-    with StageServer(store, address, cores=cores, memory_gb=memory_gb, security=security) as server:
+    with StageServer(
+        store, address, cores=cores, memory_gb=memory_gb, max_queued=max_queued, drain_s=drain_s, security=security
+    ) as server:  # fmt: skip
         if port_file is not None:
             write_port_file(port_file, server.address)
         say(f"stages of this image at {server.address}, store {store.uri}")
         stop.wait()
-        say("stopping; attempts at work go on")
+        say("stopping; attempts at work " + ("go on" if drain_s is None else f"get {drain_s:g} s to stop"))

@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from happyneurons.errors import EXIT_USAGE, HappyError, PreconditionError, SupersededError
+from happyneurons.errors import (
+    EXIT_USAGE,
+    HappyError,
+    OverloadedError,
+    PreconditionError,
+    SupersededError,
+    UnavailableError,
+)
 from happyneurons.jobs.attempts import (
     Attempt,
     EndState,
@@ -54,8 +61,18 @@ class Submitted:
 class StageJobs:
     """Jobs of a store, some of which this process queues and starts. Thread-safe."""
 
-    def __init__(self, store: Store, cores: int | None, memory_gb: float | None, folder: Path | None = None) -> None:
-        self.store, self.pool = store, LocalPool(cores, memory_gb, folder)
+    def __init__(
+        self,
+        store: Store,
+        cores: int | None,
+        memory_gb: float | None,
+        folder: Path | None = None,
+        *,
+        max_queued: int | None = None,
+    ) -> None:
+        """max_queued: jobs that may wait for cores; more are refused with OverloadedError (default: no limit)."""
+        self.store, self.pool, self._max_queued = store, LocalPool(cores, memory_gb, folder), max_queued
+        self._draining = False
         self._owner = owner_id()
         self._here: dict[str, Submitted] = {}
         self._lock = threading.RLock()
@@ -90,7 +107,8 @@ class StageJobs:
     def submit(self, spec: JobSpec, resources: Resources, retry_quarantined: bool = False) -> JobView:
         """Attempt a job unless it has its result, is queued or at work; `job.reused` says that it had it.
 
-        Raises PreconditionError if this server can never give what it asks for.
+        Raises PreconditionError if this server can never give what it asks for, OverloadedError if it has no room
+        now.
         """
         with self._lock:
             problem = self.pool.refuse(resources)
@@ -103,8 +121,22 @@ class StageJobs:
                 return view
             if view.job.state in (jobs_pb2.JOB_STATE_QUEUED, jobs_pb2.JOB_STATE_RUNNING):
                 return view
+            self._check_room(resources)
             self._launch(spec.key, view, resources, retry_quarantined)
             return self.view(spec.key)
+
+    def drain(self, limit_s: float) -> None:
+        """Take nothing new, forget the queue, ask what runs to stop, and wait until it has, for so long at most."""
+        with self._lock:
+            self._draining = True
+            states = self.pool.poll()
+            for key, submitted in list(self._here.items()):
+                if states[submitted.token][0] == "waiting":
+                    del self._here[key]  # nothing was begun: whoever submitted it does so elsewhere
+                self.pool.terminate(submitted.token)
+        deadline = time.monotonic() + limit_s
+        while self._here and time.monotonic() < deadline:
+            time.sleep(REAP_S)  # the reaper writes down how they end
 
     def cancel(self, key: str, reason: str) -> JobView:
         """Ask a job to stop; harmless when it is over. Raises NotFoundError."""
@@ -122,6 +154,17 @@ class StageJobs:
             else:
                 request_cancel(self.store, key, view.job.attempt, reason)
             return self.view(key)
+
+    def _check_room(self, resources: Resources) -> None:
+        if self._draining:
+            raise UnavailableError("this stage server is stopping; try another one")
+        if self._max_queued is None:
+            return
+        self._reap()
+        room = self.pool.room()
+        if not room.fits(resources) and room.waiting >= self._max_queued:
+            free = f"{room.cores} of {self.pool.cores} cores are free, {room.waiting} jobs wait"
+            raise OverloadedError(f"no room for another job now: {free}")
 
     # --- starting --------------------------------------------------------------------------------
 

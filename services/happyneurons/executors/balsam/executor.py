@@ -125,6 +125,9 @@ class BalsamExecutor:
         """Nodes and batch jobs that there are for our jobs, and what the pool did."""
         return self._keeper.status
 
+    def lead(self, leads: bool) -> None:
+        self._keeper.acts = leads
+
     def close(self) -> None:
         self._watch.close()
         self._api.close()

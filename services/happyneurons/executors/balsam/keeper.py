@@ -35,6 +35,8 @@ class PoolKeeper:
 
     def __init__(self, name: str, folder: SiteFolder, limits: PoolLimits, api: BalsamApi) -> None:
         self._name, self._folder, self._limits, self._api = name, folder, limits, api
+        self.acts = True
+        """False: only counts, as another orchestrator keeps the pool."""
         queue = limits.queue or folder.facts.default_queue
         if limits.max_nodes and queue not in folder.facts.queues:
             known = ", ".join(sorted(folder.facts.queues))
@@ -78,7 +80,7 @@ class PoolKeeper:
         self._idle_since = decision.idle_since
         self._count(jobs, serving, now, decision.held)
         settled = self._settled(jobs, now)
-        for action in decision.actions:
+        for action in decision.actions if self.acts else ():
             if isinstance(action, Request):
                 if settled:
                     self._request(action, site)

@@ -5,9 +5,6 @@ can: one distortion for all of them, of the two forms that a round lens makes at
 (barrel or pincushion, displacement ∝ r² · (x, y)) and spiral (∝ r² · (−y, x)); cf. P. W. Hawkes and
 E. Kasper, Principles of Electron Optics, vol. 1, "Distortion". As their form is known, they are known
 inside of the tile as well. Scan errors and the bends of single tiles are left to the elastic solve.
-
-Each section contributes the normal equations of the terms, with the displacements of its own tiles
-eliminated: their sum over sections is solved once, and nothing has to hold more than one section.
 """
 
 from __future__ import annotations
@@ -20,13 +17,12 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse.linalg import splu
-from scipy.special import stdtrit
+
+from happyneurons.stages.montage.shared_terms import Contribution, agreement
 
 Floats = NDArray[np.float64]
 
 TERMS = ("radial_px", "spiral_px")
-# A term is used if chance alone would make it so large in fewer stacks than this.
-_LARGEST_CHANCE = 1e-3
 # Points a side over which the terms are made free of an affine map, which tiles have anyway.
 _SAMPLES = 33
 
@@ -75,27 +71,6 @@ def _raw(p: Floats) -> Floats:
     return np.stack([p, square * p, square * turned])
 
 
-@dataclass(frozen=True)
-class Contribution:
-    """What the seams of one section say about the terms.
-
-    normal (t, t), right (t,): normal equations of the terms' coefficients.
-    """
-
-    width: int
-    height: int
-    normal: Floats
-    right: Floats
-
-    def data(self) -> dict[str, Any]:
-        """As JSON wants it."""
-        return {
-            "size": [self.width, self.height],
-            "normal": np.round(self.normal, 6).tolist(),
-            "right": np.round(self.right, 6).tolist(),
-        }
-
-
 def contribution(
     size: tuple[int, int], rows: sp.csr_matrix, goals: Floats, weights: Floats, stiffness: sp.csr_matrix,
     at_a: Floats, at_b: Floats,
@@ -123,28 +98,6 @@ def contribution(
 
 
 def solve_lens(contributions: Iterable[Mapping[str, Any]]) -> Lens | None:
-    """The lens that sections agree on (`Contribution.data` each); None if they are too few to tell.
-
-    Sections of tiles of another size than the first one's are left out. Terms that do not stand out
-    from their standard error are 0. The error is that of the sections' disagreement ("sandwich", P. Huber
-    1967): bends of single tiles, which the equations know nothing of, count in it.
-    """
-    normals, rights = [], []
-    size: list[int] | None = None
-    for data in contributions:
-        size = size or data["size"]
-        if data["size"] == size:
-            normals.append(np.array(data["normal"]))
-            rights.append(np.array(data["right"]))
-    if size is None or len(normals) < 2:
-        return None
-    normal, right = sum(normals, np.zeros((len(TERMS),) * 2)), sum(rights, np.zeros(len(TERMS)))
-    if np.linalg.cond(normal) > 1e9:
-        return None
-    solution = np.linalg.solve(normal, right)
-    apart = np.stack([r - n @ solution for n, r in zip(normals, rights, strict=True)])
-    inverse = np.linalg.inv(normal)
-    variance = inverse @ np.einsum("si,sj->ij", apart, apart) @ inverse * len(apart) / (len(apart) - 1)
-    least = float(stdtrit(len(apart) - 1, 1 - _LARGEST_CHANCE / 2))
-    kept = np.where(np.abs(solution) > least * np.sqrt(np.diag(variance)), np.round(solution, 4), 0.0)
-    return Lens(size[0], size[1], tuple(float(c) for c in kept))
+    """The lens that sections agree on (`Contribution.data` each); None if they are too few to tell."""
+    agreed = agreement(contributions)
+    return None if agreed is None else Lens(agreed.width, agreed.height, agreed.coefficients)

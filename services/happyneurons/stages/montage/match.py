@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from happyneurons.imaging.matching import (
     shrink,
 )
 from happyneurons.stages.montage.params import MatchSet
+from happyneurons.stages.montage.strips import Strip, View, overlap, view_factor
 from happyneurons.stages.montage.tiles import Tile, TileReader
 
 Floats = NDArray[np.float64]
@@ -30,79 +32,63 @@ _MAX_SHRINK = 8
 
 
 @dataclass(frozen=True)
-class PairMatches:
-    """Corresponding px of tiles a and b (indices), and the grey statistics of their overlap.
+class Greys:
+    """Mean grey values of both tiles around places all over their overlap.
 
-    matches: xy_a in tile a, xy_b in tile b. mean_*, contrast_*: grey level and standard deviation of
-    the filtered picture over the same tissue in each tile. blocks: how many were tried.
+    xy_a, xy_b (k, 2): px of the same tissue in tiles a and b; a, b (k,): grey values there.
+    """
+
+    xy_a: Floats
+    xy_b: Floats
+    a: Floats
+    b: Floats
+
+
+@dataclass(frozen=True)
+class PairMatches:
+    """Corresponding px of tiles a and b (indices), and how bright they show what both show.
+
+    matches: xy_a in tile a, xy_b in tile b. contrast_*: standard deviation of the filtered pictures over
+    the same tissue. blocks: how many were tried.
     """
 
     a: int
     b: int
     matches: Matches
-    mean_a: float
-    mean_b: float
+    greys: Greys
     contrast_a: float
     contrast_b: float
     blocks: int
 
 
 def matches_to_arrays(found: Mapping[tuple[int, int], PairMatches]) -> dict[str, np.ndarray]:
-    """Arrays for an npz: `pairs` (n, 2), `grey` (n, 5), and for each pair its points and scores (m, 5)."""
-    keys = sorted(found)
-    matches = [found[k].matches for k in keys]
-    points = {f"points_{i:06d}": np.column_stack([m.xy_a, m.xy_b, m.score]) for i, m in enumerate(matches)}
-    grey = [[p.mean_a, p.mean_b, p.contrast_a, p.contrast_b, p.blocks] for p in (found[k] for k in keys)]
+    """Arrays for an npz: `pairs` (n, 2), `contrasts` (n, 2), `blocks` (n,); for each pair matches and greys."""
+    pairs = [found[k] for k in sorted(found)]
     return {
-        "pairs": np.array(keys, dtype=np.int64).reshape(-1, 2),
-        "grey": np.array(grey, dtype=np.float64).reshape(-1, 5),
-        **points,
+        "pairs": np.array([(p.a, p.b) for p in pairs], dtype=np.int64).reshape(-1, 2),
+        "contrasts": np.array([(p.contrast_a, p.contrast_b) for p in pairs], dtype=np.float64).reshape(-1, 2),
+        "blocks": np.array([p.blocks for p in pairs], dtype=np.int64),
+        **{
+            f"matches_{i:06d}": np.column_stack([p.matches.xy_a, p.matches.xy_b, p.matches.score])
+            for i, p in enumerate(pairs)
+        },
+        **{
+            f"greys_{i:06d}": np.column_stack([p.greys.xy_a, p.greys.xy_b, p.greys.a, p.greys.b])
+            for i, p in enumerate(pairs)
+        },
     }
 
 
 def matches_from_arrays(arrays: Mapping[str, np.ndarray]) -> dict[tuple[int, int], PairMatches]:
     """What `matches_to_arrays` made."""
     found = {}
-    for i, ((a, b), grey) in enumerate(zip(arrays["pairs"].tolist(), arrays["grey"].tolist(), strict=True)):
-        points = arrays[f"points_{i:06d}"]
+    for i, (a, b) in enumerate(arrays["pairs"].tolist()):
+        points, grey = arrays[f"matches_{i:06d}"], arrays[f"greys_{i:06d}"]
         matches = Matches(points[:, :2], points[:, 2:4], points[:, 4])
-        mean_a, mean_b, contrast_a, contrast_b, blocks = grey
-        found[a, b] = PairMatches(a, b, matches, mean_a, mean_b, contrast_a, contrast_b, int(blocks))
+        greys = Greys(grey[:, :2], grey[:, 2:4], grey[:, 4], grey[:, 5])
+        contrast_a, contrast_b = arrays["contrasts"][i].tolist()
+        found[a, b] = PairMatches(a, b, matches, greys, contrast_a, contrast_b, int(arrays["blocks"][i]))
     return found
-
-
-@dataclass(frozen=True)
-class Strip:
-    """Part of a tile: x0 <= x < x1, y0 <= y < y1, in px of the tile."""
-
-    x0: int
-    y0: int
-    x1: int
-    y1: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.x1 - self.x0, self.y1 - self.y0
-
-    @property
-    def origin(self) -> Floats:
-        return np.array([self.x0, self.y0], dtype=np.float64)
-
-    def of(self, picture: np.ndarray) -> np.ndarray:
-        return picture[self.y0 : self.y1, self.x0 : self.x1]
-
-    def grown(self, by: int, tile: Tile) -> Strip:
-        return Strip(
-            max(0, self.x0 - by), max(0, self.y0 - by), min(tile.width, self.x1 + by), min(tile.height, self.y1 + by)
-        )
-
-
-def overlap(tile: Tile, other: Tile, shift_xy: Floats, slack_px: float = 0.0) -> Strip:
-    """Part of `tile` that shows what `other` shows; px of other = px of tile + shift, give or take the slack."""
-    x0, y0 = np.maximum(0, np.ceil(-shift_xy - slack_px)).astype(int)
-    x1 = min(tile.width, int(np.floor(other.width - shift_xy[0] + slack_px)))
-    y1 = min(tile.height, int(np.floor(other.height - shift_xy[1] + slack_px)))
-    return Strip(int(x0), int(y0), x1, y1)
 
 
 def match_pair(
@@ -128,35 +114,56 @@ def match_pair(
     wide_search = int(np.ceil(uncertainty + 2 + 0.02 * max(inner_a.size)))
     # The strips are filtered with some surroundings, so that their rims are as good as the rest.
     rim = int(np.ceil(9 * settings.sigma_px))
-    strip_a, strip_b = inner_a.grown(rim, first), inner_b.grown(rim + wide_search, second)
-    filtered_a = dog(strip_a.of(picture_a), settings.sigma_px)
-    filtered_b = dog(strip_b.of(picture_b), settings.sigma_px)
+    factor = view_factor(settings.sigma_px, inner_a)
+    view_a = View.of(picture_a, inner_a.grown(rim, first), settings.sigma_px, factor)
+    view_b = View.of(picture_b, inner_b.grown(rim + wide_search, second), settings.sigma_px, factor)
+    common = view_a.inside(inner_a)
 
-    def blocks(guess: Callable[[Floats], Floats], search: int, step: float, limit: int) -> tuple[Matches, int]:
-        centres, half = _centres(inner_a, settings.block_px, search, step, limit)
+    def blocks(guess: Callable[[Floats], Floats], search_px: float, step_px: float, limit: int) -> tuple[Matches, int]:
+        search = math.ceil(search_px / factor)
+        centres, half = _centres(common, settings.block_px / factor, search, step_px / factor, limit)
         result = match_blocks(
-            filtered_a, filtered_b, centres - strip_a.origin, guess(centres) - strip_b.origin,
-            half_px=half, search_px=search, min_score=settings.min_score,
-            max_ambiguity=_AMBIGUITY,
+            view_a.picture, view_b.picture, centres, view_b.seen(guess(view_a.tile(centres))),
+            half_px=half, search_px=search, min_score=settings.min_score, max_ambiguity=_AMBIGUITY,
         )  # fmt: skip
-        return Matches(result.xy_a + strip_a.origin, result.xy_b + strip_b.origin, result.score), len(centres)
+        return Matches(view_a.tile(result.xy_a), view_b.tile(result.xy_b), result.score), len(centres)
 
     rough, _ = blocks(lambda xy: xy + shift, wide_search, 2 * settings.block_px, 48)
     agreed, course = fit_smooth(rough, least_px=2.0, most_px=settings.search_px - 1.0)
     if agreed.sum() < 3:
         course = fit_smooth(Matches(np.zeros((1, 2)), shift[None], np.ones(1)))[1]
     matches, tried = blocks(course, settings.search_px, settings.step_px, settings.max_blocks)
-    agreed, _ = fit_smooth(matches, most_px=_TOLERANCE_PX)
+    agreed, course = fit_smooth(matches, most_px=_TOLERANCE_PX)
     # Blocks of unlike tissue, or of bare resin, match too, but weakly and each somewhere else.
     strength = matches.score - settings.min_score
     if agreed.sum() < settings.min_matches or strength[agreed].sum() < 0.5 * strength.sum():
         return None
-    matches = matches.select(agreed)
-    grey_a, grey_b = _common(picture_a, picture_b, inner_a, matches)
-    return PairMatches(
-        a, b, matches, float(grey_a.mean()), float(grey_b.mean()),
-        *_contrasts(filtered_a, filtered_b, strip_a, strip_b, inner_a, matches), tried,
-    )  # fmt: skip
+    matches, greys = matches.select(agreed), _greys(view_a, view_b, common, course)
+    if not len(greys.a):
+        return None
+    moved = view_b.seen(matches.xy_b) - view_a.seen(matches.xy_a)
+    # Contrast is that of the filtered pictures: their noise is low, and shading towards the tile's rim is gone.
+    edges_a, edges_b = _common(view_a.picture, view_b.picture, common, moved)
+    contrasts = float(edges_a.std()), float(edges_b.std())
+    return PairMatches(a, b, matches, greys, *contrasts, tried)
+
+
+# Grey values are means over squares of this many px of a view, but there are about so many of them at most.
+_GREY_PX = 8
+_MOST_GREYS = 1000
+
+
+def _greys(view_a: View, view_b: View, common: Strip, course: Callable[[Floats], Floats]) -> Greys:
+    """common: px of view a; course: px of tile a → px of tile b."""
+    width, height = common.size
+    step = max(_GREY_PX, math.sqrt(width * height / _MOST_GREYS))
+    half = step / 2
+    places = block_centres(common.x0 + half, common.y0 + half, common.x1 - 1 - half, common.y1 - 1 - half, step)
+    xy_a = view_a.tile(places)
+    xy_b = course(xy_a)
+    seen = view_b.holds(xy_b)
+    xy_a, xy_b = xy_a[seen], xy_b[seen]
+    return Greys(xy_a, xy_b, view_a.grey(xy_a, step), view_b.grey(xy_b, step))
 
 
 # A block that fits elsewhere almost as well says nothing.
@@ -165,7 +172,7 @@ _AMBIGUITY = 0.9
 _TOLERANCE_PX = 3.0
 
 
-def _centres(inner: Strip, block_px: int, search: int, step: float, limit: int) -> tuple[Floats, tuple[int, int]]:
+def _centres(inner: Strip, block_px: float, search: int, step: float, limit: int) -> tuple[Floats, tuple[int, int]]:
     """(n, 2) block centres in an overlap, not many more than the limit, and the half size of the blocks."""
     width, height = inner.size
     half_x, half_y = _half(width, block_px, search), _half(height, block_px, search)
@@ -180,9 +187,9 @@ def _centres(inner: Strip, block_px: int, search: int, step: float, limit: int) 
     return centres, (half_x, half_y)
 
 
-def _half(length: int, block_px: int, search: int) -> int:
+def _half(length: int, block_px: float, search: int) -> int:
     """Half size of a block along a side of an overlap of that length."""
-    return max(2, min(block_px // 2, (length - 2 - 2 * min(search, 3)) // 2))
+    return max(2, min(int(block_px / 2), (length - 2 - 2 * min(search, 3)) // 2))
 
 
 def _coarse(
@@ -215,26 +222,13 @@ def _coarse(
     return np.array(found.shift_xy) * factor + strip_b.origin - strip_a.origin, float(factor)
 
 
-def _common(
-    picture_a: np.ndarray, picture_b: np.ndarray, inner: Strip, matches: Matches
-) -> tuple[np.ndarray, np.ndarray]:
-    """Grey values of both tiles over the tissue they share, px by px but for the sub-pixel part."""
-    shift = np.rint(np.median(matches.xy_b - matches.xy_a, axis=0)).astype(int)
+def _common(picture_a: np.ndarray, picture_b: np.ndarray, inner: Strip, moved: Floats) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of both pictures over the tissue they share, px by px but for the sub-pixel part.
+
+    inner: of picture a; moved (n, 2): b - a at the matches.
+    """
+    shift = np.rint(np.median(moved, axis=0)).astype(int)
     x0, y0 = max(inner.x0, -shift[0]), max(inner.y0, -shift[1])
     x1 = min(inner.x1, picture_b.shape[1] - shift[0])
     y1 = min(inner.y1, picture_b.shape[0] - shift[1])
     return picture_a[y0:y1, x0:x1], picture_b[y0 + shift[1] : y1 + shift[1], x0 + shift[0] : x1 + shift[0]]
-
-
-def _contrasts(
-    filtered_a: np.ndarray, filtered_b: np.ndarray, strip_a: Strip, strip_b: Strip, inner: Strip, matches: Matches
-) -> tuple[float, float]:
-    """Standard deviation of the filtered pictures over the tissue they share.
-
-    Of the filtered ones, because their noise is low and shading towards the tile's rim is gone.
-    """
-    moved = Matches(matches.xy_a - strip_a.origin, matches.xy_b - strip_b.origin, matches.score)
-    x, y = inner.origin - strip_a.origin
-    inside = Strip(int(x), int(y), int(x) + inner.size[0], int(y) + inner.size[1])
-    a, b = _common(filtered_a, filtered_b, inside, moved)
-    return float(a.std()), float(b.std())

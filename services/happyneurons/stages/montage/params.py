@@ -28,7 +28,7 @@ class MatchSet(BaseModel):
         default=48, ge=16, le=512, description="Size of the compared blocks (px); less in a narrow overlap"
     )
     step_px: int = Field(
-        default=12, ge=4, le=512, description="Distance of the blocks (px); more where max_blocks is reached"
+        default=20, ge=4, le=512, description="Distance of the blocks (px); more where max_blocks is reached"
     )
     search_px: int = Field(
         default=5, ge=2, le=100, description="How far a block may deviate from the smooth map of the seam (px)"
@@ -78,11 +78,24 @@ DEFAULT_OCTAVE_SETS = tuple(
 )
 
 
+class KnownOptics(BaseModel):
+    """What the optics do to tiles of one size: `optics.json` of a stack that was montaged."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tile_width_px: int = Field(ge=1, le=1_000_000, description="Width of the tiles it is true of (px)")
+    tile_height_px: int = Field(ge=1, le=1_000_000, description="Their height (px)")
+    lens_radial_px: float = Field(0.0, ge=-1000, le=1000, description="Barrel or pincushion (px at half a side)")
+    lens_spiral_px: float = Field(0.0, ge=-1000, le=1000, description="Spiral distortion (px at half a side)")
+    shading_radial: float = Field(0.0, ge=-3, le=3, description="Log brightness at half a side less that of the middle")
+
+
 class MontageParams(StageParams):
     backend: Literal["native", "trakem2"] = Field(
         "native",
         description="Program that does it: our own, or TrakEM2 in the Fiji that HPN_TRAKEM2 names (GPL; tiles are "
-        "moved and turned, not bent; exposure, feather_px, interpolation and the elastic grid mean nothing to it)",
+        "moved and turned, not bent; exposure, shading, feather_px, interpolation and the elastic grid mean nothing "
+        "to it)",
     )
     sets: tuple[MatchSet, ...] = Field(
         DEFAULT_SETS,
@@ -110,16 +123,22 @@ class MontageParams(StageParams):
     node_spacing_px: float = Field(
         180.0, ge=16, le=10_000, description="Distance of the nodes of a tile's elastic grid (px); at most 24 a side"
     )
-    lens_sections: int = Field(
+    optics_sections: int = Field(
         16,
         ge=0,
         le=1000,
-        description="So many sections, spread over the stack, tell the distortion of the optics, which all "
-        "tiles share; it is used as far as they agree on it. 0: none",
+        description="So many sections, spread over the stack, tell the distortion and the shading by the optics, "
+        "which all tiles share; they are used as far as the sections agree on them. 0: none",
+    )
+    optics: KnownOptics | None = Field(
+        None,
+        description="Distortion and shading where they are known (optics.json of an earlier stack of the microscope), "
+        "as for batches of few sections; none are looked for then",
     )
     membrane: float = Field(0.1, gt=0, le=1e4, description="Stiffness against stretching and shearing a tile")
     bending: float = Field(1.0, gt=0, le=1e4, description="Stiffness against bending a tile")
     exposure: bool = Field(True, description="Even out brightness and contrast of the tiles of a section")
+    shading: bool = Field(True, description="Even out the darkening towards the rim that all tiles share")
     feather_px: float = Field(32.0, ge=0, le=1000, description="Width of the band in which tiles are blended (px)")
     interpolation: Literal["linear", "cubic", "lanczos"] = Field("cubic", description="How pixels are resampled")
     margin_px: int = Field(32, ge=0, le=10_000, description="Empty border around the nominal tile positions (px)")

@@ -11,6 +11,7 @@ import numpy as np
 
 from happyneurons.imaging.warp import GridWarp
 from happyneurons.stages.montage.exposure import lookup_table
+from happyneurons.stages.montage.shading import Shading
 from happyneurons.stages.montage.tiles import Tile, TileReader
 
 INTERPOLATIONS = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC, "lanczos": cv2.INTER_LANCZOS4}
@@ -22,12 +23,16 @@ _RIM_PX = 5
 
 @dataclass(frozen=True)
 class Layer:
-    """A tile ready to be drawn: warp from tile px to px of the canvas, grey = gain * raw + offset."""
+    """A tile ready to be drawn: warp from tile px to px of the canvas, grey = gain * raw + offset.
+
+    raw: without the shading, where there is one.
+    """
 
     tile: Tile
     warp: GridWarp
     gain: float = 1.0
     offset: float = 0.0
+    shading: Shading | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,8 @@ def _piece(layer: Layer, box: Box, reader: TileReader, interpolation: str) -> _P
     if (low >= high).any():
         return None
     pixels = reader.read(tile)[low[1] : high[1], low[0] : high[0]]
+    if layer.shading is not None:
+        pixels = layer.shading.corrected(pixels, *low.tolist())
     if (low > start).any():
         # Cheaper than another pass over the map.
         x, y = (low - start).tolist()

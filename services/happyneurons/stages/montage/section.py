@@ -12,12 +12,13 @@ import numpy as np
 from happyneurons.errors import TaskError
 from happyneurons.imaging.transforms import tile_prefix
 from happyneurons.stages.montage.exposure import exposures
-from happyneurons.stages.montage.lens import Contribution, Lens
+from happyneurons.stages.montage.lens import Lens
 from happyneurons.stages.montage.match import PairMatches, match_pair
 from happyneurons.stages.montage.params import MatchSet, MontageParams
 from happyneurons.stages.montage.render import Box, Layer, blocks, render
 from happyneurons.stages.montage.sets import Stopwatch, Try, verdicts
-from happyneurons.stages.montage.solve import Placement, lens_contribution, place
+from happyneurons.stages.montage.shading import Shading
+from happyneurons.stages.montage.solve import Placement, place
 from happyneurons.stages.montage.tiles import Section, Tile, TileReader, neighbours
 
 
@@ -60,20 +61,25 @@ def montage_section(
     reader: TileReader,
     origin_xy: tuple[float, float],
     lens: Lens | None = None,
+    shading: Shading | None = None,
     found: Found | None = None,
 ) -> Montage:
     """Place the tiles of a section. origin_xy: nominal px that become (0, 0) of the canvas.
 
-    lens: see `lens.solve_lens`. found: what `see_lens` matched in this section already.
-    Tiles that turn out damaged are left out and named. Raises TaskError if none is left.
+    lens, shading: what the optics do to tiles of their size (see `optics`). found: what was matched in
+    this section already, by the first parameter set. Tiles that turn out damaged are left out and
+    named. Raises TaskError if none is left.
     """
     tiles, damaged = readable(section, reader)
+    if shading is not None and not shading.fits(tiles):
+        shading = None
     tries: list[Try] = []
     placement, verdict, used = _best(tiles, params, reader, lens, found, tries)
-    gains, offsets = exposures(len(tiles), placement.pairs if params.exposure else [])
+    gains, offsets = exposures(len(tiles), placement.pairs if params.exposure else [], shading)
     shift = -np.array(origin_xy)
     layers = [
-        Layer(t, placement.warps[i].translated(shift), float(gains[i]), float(offsets[i])) for i, t in enumerate(tiles)
+        Layer(t, placement.warps[i].translated(shift), float(gains[i]), float(offsets[i]), shading)
+        for i, t in enumerate(tiles)
     ]
     return Montage(
         layers, section_figures(section, layers, damaged, placement, verdict, used.name, tries), tuple(tries)
@@ -112,25 +118,9 @@ def section_figures(
     }
 
 
-def see_lens(section: Section, params: MontageParams, reader: TileReader) -> tuple[Contribution | None, Found | None]:
-    """What the seams of a section say about the lens, by the first parameter set, and its matches.
-
-    Says nothing if not all tiles can be joined; None instead of matches if not all can be read.
-    """
-    try:
-        tiles, damaged = readable(section, reader)
-    except TaskError:
-        return None, None
-    if damaged:
-        return None, None
-    found = _match(tiles, neighbours(tiles, params.sets[0].stage_error_px), reader, params.sets[0])
-    placement = _place(tiles, found, params, None)
-    if max(placement.group) > 0:
-        return None, found
-    seen = lens_contribution(
-        tiles, placement, node_spacing_px=params.node_spacing_px, membrane=params.membrane, bending=params.bending
-    )
-    return seen, found
+def match_neighbours(tiles: Sequence[Tile], settings: MatchSet, reader: TileReader) -> Found:
+    """Matches of all tiles that may overlap, by one parameter set."""
+    return _match(tiles, neighbours(tiles, settings.stage_error_px), reader, settings)
 
 
 def _match(
@@ -173,7 +163,7 @@ def _best(
             found = dict(known)
         else:
             found = joined | _match(tiles, (p for p in candidates if p not in joined), reader, settings)
-        placement = _place(tiles, found, params, lens)
+        placement = placed(tiles, found, params, lens)
         # Where a seam failed but both tiles found their place through others, that place tells where to look.
         used = {(p.a, p.b) for p in placement.pairs}
         second = {}
@@ -183,7 +173,7 @@ def _best(
                 if again is not None:
                     second[a, b] = again
         if second:
-            placement = _place(tiles, {p: m for p, m in found.items() if p in used} | second, params, lens)
+            placement = placed(tiles, {p: m for p, m in found.items() if p in used} | second, params, lens)
         verdict = judge(tiles, placement, candidates, params)
         tries.append(watch.tried(settings.name, "flagged" if verdict.reasons else "ok"))
         if best is None or verdict.rank < best[1].rank:
@@ -195,7 +185,8 @@ def _best(
     return best
 
 
-def _place(tiles: Sequence[Tile], found: Found, params: MontageParams, lens: Lens | None) -> Placement:
+def placed(tiles: Sequence[Tile], found: Found, params: MontageParams, lens: Lens | None) -> Placement:
+    """Where the tiles lie by these matches."""
     return place(
         tiles, [found[k] for k in sorted(found)], node_spacing_px=params.node_spacing_px,
         membrane=params.membrane, bending=params.bending, lens=lens,

@@ -65,7 +65,7 @@ class SetRow:
     mean_cpu_s: float | None = None
 
 
-PARTS = ("", "-lens")
+PARTS = ("", "-optics")
 TIMES = ("mean_run_s", "mean_cpu_s")
 
 

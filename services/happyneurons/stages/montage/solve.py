@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,8 +20,9 @@ from scipy.sparse.linalg import splu
 
 from happyneurons.imaging.fits import apply_affine, fit_affine
 from happyneurons.imaging.warp import GridWarp
-from happyneurons.stages.montage.lens import Contribution, Lens, contribution
+from happyneurons.stages.montage.lens import Lens, contribution
 from happyneurons.stages.montage.match import PairMatches
+from happyneurons.stages.montage.shared_terms import Contribution
 from happyneurons.stages.montage.tiles import Tile
 
 Floats = NDArray[np.float64]
@@ -168,7 +170,7 @@ def _elastic(
         if lens is not None:
             # On the nodes, as it will be drawn.
             goals = goals - rows @ np.concatenate([_bend(g, lens) for g in grids])
-        stiffness = [_stiffness(g, membrane, bending) for g in grids]
+        stiffness = [_stiffness(*g.nodes.shape[:2], membrane, bending) for g in grids]
         if shared:
             stiffness.append(np.sqrt(_LENS_STIFFNESS / len(pairs)) * stiffness[0])
         prior = sp.block_diag(stiffness, format="csr")
@@ -207,7 +209,7 @@ def lens_contribution(
     grids = [_grid(t, node_spacing_px) for t in tiles]
     start = np.array([w.nodes[0, 0] for w in placement.warps])
     rows, goals, scores = _observations(grids, start, pairs, shared=False)
-    prior = sp.block_diag([_stiffness(g, membrane, bending) for g in grids], format="csr")
+    prior = sp.block_diag([_stiffness(*g.nodes.shape[:2], membrane, bending) for g in grids], format="csr")
     weights = scores / (1 + placement.residuals_px**2)
     return contribution(sizes.pop(), rows, goals, weights, prior.T @ prior, *_points(pairs))
 
@@ -221,37 +223,45 @@ def _observations(
     grids: Sequence[GridWarp], start: Floats, pairs: Sequence[PairMatches], shared: bool
 ) -> tuple[sp.csr_matrix, Floats, Floats]:
     """One row a match: displacement at xy_a minus displacement at xy_b = goal, with its weight."""
-    parts, goals, weights = [], [], []
+    counts = [g.nodes.shape[0] * g.nodes.shape[1] for g in grids]
+    first = np.concatenate([[0], np.cumsum(counts)])
+    columns, values, goals = [], [], []
     for p in pairs:
-        n = len(p.matches)
-        block = [sp.csr_matrix((n, g.nodes.shape[0] * g.nodes.shape[1])) for g in grids]
-        block[p.a] = _interpolation(grids[p.a], p.matches.xy_a)
-        block[p.b] = -_interpolation(grids[p.b], p.matches.xy_b)
+        nodes_a, weights_a = _interpolation(grids[p.a], p.matches.xy_a)
+        nodes_b, weights_b = _interpolation(grids[p.b], p.matches.xy_b)
+        nodes, weights = [nodes_a + first[p.a], nodes_b + first[p.b]], [weights_a, -weights_b]
         if shared:
-            block.append(block[p.a] + block[p.b])
-        parts.append(sp.hstack(block))
+            nodes, weights = [*nodes, nodes_a + first[-1], nodes_b + first[-1]], [*weights, weights_a, -weights_b]
+        columns.append(np.hstack(nodes))
+        values.append(np.hstack(weights))
         goals.append((p.matches.xy_b + start[p.b]) - (p.matches.xy_a + start[p.a]))
-        weights.append(p.matches.score)
-    return sp.csr_matrix(sp.vstack(parts)), np.concatenate(goals), np.concatenate(weights)
+    at, weight = np.concatenate(columns), np.concatenate(values)
+    rows = sp.csr_matrix(
+        (weight.ravel(), at.ravel(), np.arange(0, at.size + 1, at.shape[1])),
+        shape=(len(at), int(first[-1]) + (counts[0] if shared else 0)),
+    )
+    rows.sum_duplicates()
+    return rows, np.concatenate(goals), np.concatenate([p.matches.score for p in pairs])
 
 
-def _interpolation(grid: GridWarp, xy: Floats) -> sp.csr_matrix:
-    """(n, nodes) bilinear weights of the nodes at points of the tile."""
+def _interpolation(grid: GridWarp, xy: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """(n, 4) numbers of the nodes around points (n, 2) of the tile, and their bilinear weights."""
     ny, nx = grid.nodes.shape[:2]
     cell = (xy - grid.origin_xy) / grid.spacing_px
-    i = np.clip(np.floor(cell[:, 0]), 0, nx - 2).astype(int)
-    j = np.clip(np.floor(cell[:, 1]), 0, ny - 2).astype(int)
+    i = np.clip(np.floor(cell[:, 0]), 0, nx - 2).astype(np.int64)
+    j = np.clip(np.floor(cell[:, 1]), 0, ny - 2).astype(np.int64)
     fx, fy = cell[:, 0] - i, cell[:, 1] - j
     node = j * nx + i
-    columns = np.stack([node, node + 1, node + nx, node + nx + 1], axis=1)
-    values = np.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy], axis=1)
-    rows = np.repeat(np.arange(len(xy)), 4)
-    return sp.csr_matrix((values.ravel(), (rows, columns.ravel())), shape=(len(xy), nx * ny))
+    nodes = np.stack([node, node + 1, node + nx, node + nx + 1], axis=1)
+    return nodes, np.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy], axis=1)
 
 
-def _stiffness(grid: GridWarp, membrane: float, bending: float) -> sp.csr_matrix:
-    """Rows whose squares are the elastic energy of a tile: membrane, bending, and a trace of an anchor."""
-    ny, nx = grid.nodes.shape[:2]
+@lru_cache(maxsize=64)
+def _stiffness(ny: int, nx: int, membrane: float, bending: float) -> sp.csr_matrix:
+    """Rows whose squares are the elastic energy of a tile: membrane, bending, and a trace of an anchor.
+
+    Kept, as most tiles are of one size: not to be changed.
+    """
     ix, iy = sp.identity(nx), sp.identity(ny)
     dx, dy = _difference(nx, 1), _difference(ny, 1)
     rows = [

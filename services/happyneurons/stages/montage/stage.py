@@ -28,7 +28,7 @@ from happyneurons.store.artifacts import Bounds
 if TYPE_CHECKING:
     import numpy as np
 
-    from happyneurons.stages.montage.lens import Lens
+    from happyneurons.stages.montage.optics import Optics
     from happyneurons.stages.montage.section import Found
     from happyneurons.stages.montage.tiles import Section
     from happyneurons.store.documents import Store
@@ -118,16 +118,16 @@ def _nominal_box(document: Mapping[str, Any]) -> tuple[float, float, float, floa
 
 
 def _matches_path(z: int) -> str:
-    return f"lens/{z:06d}.npz"
+    return f"optics/{z:06d}.npz"
 
 
-class SeeLens(Round):
-    """Some sections, spread over the stack, are matched first: together they tell the lens (see `lens`)."""
+class SeeOptics(Round):
+    """Some sections, spread over the stack, are matched first: together they tell the optics (see `optics`)."""
 
-    name = "lens"
+    name = "optics"
 
     def plan(self, context: Context[Any]) -> Iterator[Task]:
-        numbers, most = section_numbers(context), context.params.lens_sections
+        numbers, most = section_numbers(context), context.params.optics_sections
         count = min(len(numbers), most)
         # One section cannot agree with others: its tiles need not be read twice.
         for i in range(count if count > 1 else 0):
@@ -137,8 +137,8 @@ class SeeLens(Round):
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
         import cv2
 
-        from happyneurons.stages.montage import section as work
         from happyneurons.stages.montage.match import matches_to_arrays
+        from happyneurons.stages.montage.optics import see_optics
         from happyneurons.stages.montage.tiles import TileReader, parse_section
 
         cv2.setNumThreads(context.threads)
@@ -149,28 +149,30 @@ class SeeLens(Round):
             return TaskResult(data={})
         reader = TileReader(params.grey_range, params.tile_cache_mb * 1_000_000)
         watch = Stopwatch()
-        seen, found = work.see_lens(section, params, reader)
+        seen, found = see_optics(section, params, reader)
         if found is not None:
             # The section is drawn in another round, maybe by another rank, which need not match it again.
             context.output_store("stack").put_arrays(_matches_path(z), **matches_to_arrays(found))
-            put_times(context, z, [watch.tried(params.sets[0].name, "")], "-lens")
-        return TaskResult(data=seen.data() if seen else {})
+            put_times(context, z, [watch.tried(params.sets[0].name, "")], "-optics")
+        return TaskResult(data=seen)
 
 
-def found_lens(context: Context[Any]) -> Lens | None:
-    """After the round `lens`."""
+def found_optics(context: Context[Any]) -> Optics:
+    """After the round `optics`."""
 
-    def solve() -> Lens | None:
-        from happyneurons.stages.montage.lens import solve_lens
+    def solve() -> Optics:
+        from happyneurons.stages.montage.optics import solve_optics
 
-        return solve_lens(data for _, data in context.results(SeeLens.name) if data)
+        known = context.params.optics is not None
+        seen = () if known else (data for _, data in context.results(SeeOptics.name))
+        return solve_optics(seen, context.params)
 
-    lens: Lens | None = context.once("lens", solve)
-    return lens
+    optics: Optics = context.once("optics", solve)
+    return optics
 
 
 def _seen_matches(output: Store, z: int) -> Found | None:
-    """What the round `lens` matched in a section; None if it did not look at it."""
+    """What the round `optics` matched in a section; None if it did not look at it."""
     from happyneurons.stages.montage.match import matches_from_arrays
 
     try:
@@ -235,8 +237,9 @@ class MontageSections(Round):
 
                 montage = trakem2.montage_section(section, context, reader, origin, canvas, CHUNK_PX, write)
             else:
+                optics = found_optics(context)
                 montage = work.montage_section(
-                    section, params, reader, origin, found_lens(context), _seen_matches(output, z)
+                    section, params, reader, origin, optics.lens, optics.shading, _seen_matches(output, z)
                 )
         except TaskError as error:
             return self._done(context, {"z": z, "status": "failed", "reason": str(error), "tiles": 0}, 0)
@@ -272,7 +275,7 @@ class MontageSections(Round):
 
 
 class Montage(Stage[MontageParams]):
-    name, version = "montage", "2"
+    name, version = "montage", "3"
     summary = "Joins the tiles of each section to one picture: elastic, evened out, with seam residuals and a verdict"
     Params = MontageParams
     inputs = {"tiles": InputSpec("tile_set", "tiles with their nominal stage positions")}
@@ -286,8 +289,10 @@ class Montage(Stage[MontageParams]):
             executable()
 
     def rounds(self, context: Context[MontageParams]) -> Sequence[Round]:
-        # TrakEM2 moves and turns tiles only: it has no use for the lens.
-        return [MontageSections()] if context.params.backend == "trakem2" else [SeeLens(), MontageSections()]
+        # TrakEM2 moves and turns tiles only, and draws them itself: it has no use for the optics.
+        if context.params.backend == "trakem2" or context.params.optics is not None:
+            return [MontageSections()]
+        return [SeeOptics(), MontageSections()]
 
     def finish(self, context: Context[MontageParams]) -> StageResult:
         import numpy as np
@@ -309,11 +314,13 @@ class Montage(Stage[MontageParams]):
         p95 = [s["seam_p95_px"] for s in sections if s.get("seam_p95_px") is not None]
         if p95:
             metrics["seam_p95_worst_px"] = max(p95)
-        store, lens = context.output_store("stack"), found_lens(context)
-        for path in list(store.list("lens")):
-            store.delete(path)
-        if lens is not None:
-            metrics |= lens.figures()
+        if context.params.backend == "native":
+            optics, store = found_optics(context), context.output_store("stack")
+            metrics |= optics.figures()
+            if (document := optics.document()) is not None:
+                store.put_json("optics.json", document)
+            for path in list(store.list("optics")):
+                store.delete(path)
         output = Output(
             "section_stack",
             voxel_size_nm_xyz=voxel_size_nm_xyz(context),

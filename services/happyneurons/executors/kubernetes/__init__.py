@@ -1,0 +1,1 @@
+"""Executor `kubernetes`: one Kubernetes Job for each attempt."""

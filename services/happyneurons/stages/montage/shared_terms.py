@@ -1,0 +1,76 @@
+"""What all tiles of a stack have in common, told by the seams of many sections together.
+
+Each section contributes the normal equations of the shared coefficients, with its own unknowns
+eliminated: their sum over sections is solved once, and nothing has to hold more than one section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+Floats = NDArray[np.float64]
+
+# A coefficient is used if chance alone would make it so large in fewer stacks than this.
+_LARGEST_CHANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What the seams of one section of tiles of width × height px say: normal (t, t), right (t,)."""
+
+    width: int
+    height: int
+    normal: Floats
+    right: Floats
+
+    def data(self) -> dict[str, Any]:
+        """As JSON wants it."""
+        return {
+            "size": [self.width, self.height],
+            "normal": np.round(self.normal, 6).tolist(),
+            "right": np.round(self.right, 6).tolist(),
+        }
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The coefficients (t,) that sections of tiles of width × height px agree on; 0 where they do not."""
+
+    width: int
+    height: int
+    coefficients: tuple[float, ...]
+
+
+def agreement(contributions: Iterable[Mapping[str, Any]]) -> Agreement | None:
+    """What sections agree on (`Contribution.data` each); None if they are too few to tell.
+
+    Sections of tiles of another size than the first one's are left out. Coefficients that do not stand
+    out from their standard error are 0. The error is that of the sections' disagreement ("sandwich",
+    P. Huber 1967): what single sections have of their own, which the equations know nothing of, counts in it.
+    """
+    normals, rights = [], []
+    size: list[int] | None = None
+    for data in contributions:
+        size = size or data["size"]
+        if data["size"] == size:
+            normals.append(np.array(data["normal"]))
+            rights.append(np.array(data["right"]))
+    if size is None or len(normals) < 2:
+        return None
+    normal, right = np.sum(normals, axis=0), np.sum(rights, axis=0)
+    # Also where nothing was said at all.
+    if not np.linalg.cond(normal) < 1e9:
+        return None
+    solution = np.linalg.solve(normal, right)
+    apart = np.stack([r - n @ solution for n, r in zip(normals, rights, strict=True)])
+    inverse = np.linalg.inv(normal)
+    variance = inverse @ np.einsum("si,sj->ij", apart, apart) @ inverse * len(apart) / (len(apart) - 1)
+    least = float(stdtrit(len(apart) - 1, 1 - _LARGEST_CHANCE / 2))
+    kept = np.where(np.abs(solution) > least * np.sqrt(np.diag(variance)), np.round(solution, 4), 0.0)
+    return Agreement(size[0], size[1], tuple(float(c) for c in kept))
