@@ -125,7 +125,10 @@ class Guard:
 
     def note(self, call: _Call, error: BaseException | None) -> None:
         """A line in the audit log, for what changes something and for what was refused."""
-        refused = isinstance(error, (UnauthenticatedError, PermissionDeniedError, OverloadedError))
+        # Not those who ask too much: they would fill the log. Metrics count them.
+        refused = isinstance(error, (UnauthenticatedError, PermissionDeniedError))
+        if isinstance(error, OverloadedError):
+            return
         if not (refused or (call.rule is not None and (call.rule.audited or self._audit_reads))):
             return
         if call.rule is not None and call.rule.role is None:
