@@ -102,7 +102,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
                     "issuer": ISSUER, "audience": AUDIENCE, "jwks": "jwks.json",
                     "roles": {"em-operators": "operator", "em-all": "viewer"}, "projects_claim": "projects",
                 },
-                "certificates": [{"common_name": "microscope-1", "role": "operator", "projects": ["fly"]}],
+                "certificates": [
+                    {"common_name": "microscope-1", "role": "operator", "projects": ["fly"]},
+                    {"san": "stages.lab.svc", "role": "viewer", "projects": ["*"]},
+                ],
                 "allowed_roots": [str(data), str(control), "s3://lab-raw/2026"],
                 "limits": {
                     "streams_per_client": 20, "pipeline_bytes": 50_000, "pipeline_jobs": 100, "burst": 100_000,

@@ -69,9 +69,10 @@ def test_those_who_may_come_in_do(lab: Lab) -> None:
     for token in ("vera", "oskar", lab.provider.token()):
         with lab.client(token) as client:
             list(client.runs())
-    cert, key = lab.ca.folder / "microscope.crt", lab.ca.folder / "microscope.key"
-    with lab.client(cert=str(cert), key=str(key)) as client:
-        list(client.runs())
+    by_name = lab.ca.folder / "microscope.crt", lab.ca.folder / "microscope.key"
+    for cert, key in (by_name, lab.ca.issue("stages", "stages", san="stages.lab.svc")):
+        with lab.client(cert=str(cert), key=str(key)) as client:
+            list(client.runs())
 
 
 def test_without_a_certificate_there_is_no_connection(lab: Lab) -> None:

@@ -68,7 +68,7 @@ spec:
 {{- if not .Values.tls.publicAuthority }}
 - {name: HPN_TLS_CA, value: /etc/happyneurons/tls/ca.crt}
 {{- else }}
-- {name: HPN_TLS, value: "1"}
+- {name: HPN_TLS_CA, value: system}
 {{- end }}
 {{- if .Values.tls.mutual }}
 - {name: HPN_TLS_CERT, value: /etc/happyneurons/tls/tls.crt}
