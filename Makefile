@@ -7,6 +7,7 @@ PYTHON ?= python3
 # Test processes at a time, and threads of the libraries inside each.
 JOBS ?= 2
 DEMO_ARGS ?=
+AUDIT_ARGS ?=
 STAGES ?=
 IMAGES_ARGS ?=
 PYTEST_ARGS ?=
@@ -110,6 +111,23 @@ sif: $(STAMP) ## SIF files of the images for Apptainer: build/sif (STAGES="monta
 .PHONY: lock
 lock: ## renew requirements.lock and containers/locks from pyproject.toml (LOCK_ARGS=--upgrade for newer versions)
 	scripts/lock $(LOCK_ARGS)
+
+LOCKS := requirements.lock $(filter-out %/tools.lock,$(wildcard containers/locks/*.lock))
+
+.PHONY: sbom
+sbom: $(STAMP) ## what each image is made of, as CycloneDX: build/sbom/*.cdx.json
+	@mkdir -p build/sbom
+	@for lock in $(LOCKS); do \
+	    file=build/sbom/$$(basename $$lock .lock).cdx.json; echo "→ $$file"; \
+	    PYTHONWARNINGS=ignore $(BIN)/uv tool run -q --from 'cyclonedx-bom>=7,<8' cyclonedx-py requirements $$lock \
+	        --of JSON --output-reproducible -o $$file; done
+
+# --strict: a package that the service does not know is a failure, not a line in passing. AUDIT_ARGS="-s osv": another.
+.PHONY: audit
+audit: $(STAMP) ## known vulnerabilities of all locked packages (needs pypi.org, or AUDIT_ARGS="-s osv": osv.dev)
+	@for lock in $(LOCKS); do echo "→ $$lock"; \
+	    $(BIN)/uv tool run -q --from 'pip-audit>=2.9,<3' pip-audit --strict --require-hashes --disable-pip \
+	        --progress-spinner off $(AUDIT_ARGS) -r $$lock || exit 1; done
 
 .PHONY: clean
 clean: ## remove caches and what the demo left; keeps .venv

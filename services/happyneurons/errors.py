@@ -39,6 +39,14 @@ class PreconditionError(UserError):
     """Right in itself, but not as things stand: a gate that was decided, more cores than there are."""
 
 
+class UnauthenticatedError(UserError):
+    """The server does not know who calls: no token or certificate, or one that does not count (any more)."""
+
+
+class PermissionDeniedError(UserError):
+    """The caller is known and may not do this."""
+
+
 class TaskError(HappyError):
     """One task cannot be done (damaged data, say); the job's other tasks can."""
 

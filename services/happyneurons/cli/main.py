@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("happyneurons.cli.evaluate:evaluate", "Score a segmentation against ground truth."),
     "view": ("happyneurons.cli.view:view", "Open results in Neuroglancer."),
     "acquire": ("happyneurons.cli.acquire:acquire", "Feed a run from a microscope, or simulate one."),
+    "security": ("happyneurons.cli.security:security", "Tokens, and checks of a server's security file."),
     "serve": ("happyneurons.cli.serve:serve", "Start a server: orchestrator, stage or volumes."),
     "site": ("happyneurons.cli.site:site", "Where jobs can run."),
     "health": ("happyneurons.cli.health:health", "Ask whether servers answer."),
@@ -84,12 +85,19 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, message="%(version)s")
-def main() -> None:
+@click.option("--tls-ca", metavar="FILE", help="CA of servers' certificates, or `system` [default: $HPN_TLS_CA].")
+@click.option("--tls-cert", metavar="FILE", help="Own certificate for servers that ask for one [$HPN_TLS_CERT].")
+@click.option("--tls-key", metavar="FILE", help="Its key [$HPN_TLS_KEY].")
+@click.option("--token-file", metavar="FILE", help="Token for servers with access control [$HPN_TOKEN_FILE].")
+def main(tls_ca: str | None, tls_cert: str | None, tls_key: str | None, token_file: str | None) -> None:
     """From raw electron microscope tiles to neurons.
 
     Start with `hpn demo`. Every command takes --json. Exit codes: 0 done, 1 the work failed, 2 the
     request was wrong, 75 try again.
     """
+    given = {"HPN_TLS_CA": tls_ca, "HPN_TLS_CERT": tls_cert, "HPN_TLS_KEY": tls_key, "HPN_TOKEN_FILE": token_file}
+    # Into the environment, where whatever this command starts finds it, too.
+    os.environ |= {name: value for name, value in given.items() if value}
     # A handler of its own for each run of the command: standard error may be another one by then (tests).
     logging.basicConfig(
         level=os.environ.get("HPN_LOG_LEVEL", "ERROR").upper(), stream=sys.stderr, force=True,

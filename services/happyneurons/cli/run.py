@@ -23,6 +23,7 @@ from happyneurons.client.client import Client, pipeline_message
 from happyneurons.client.plain import plain, short
 from happyneurons.client.runs import Run
 from happyneurons.errors import EXIT_FAILED, EXIT_OK, EXIT_TRY_AGAIN, EXIT_USAGE, UserError
+from happyneurons.rpc.access import PLAIN
 from happyneurons.v1 import pipelines_pb2
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ DRAIN_S = 35.0
 @click.option("--watch/--no-watch", default=True, help="Follow the run until it ends (default), or only submit it.")
 @click.option("--request-id", default="", help="Repeating a submission with the same id finds the first run.")
 @click.option("--site", default="", help="Site of jobs that name none.")
+@click.option("--project", default="", envvar="HPN_PROJECT", help="Whose run it is [$HPN_PROJECT, or your only one].")
 @click.option("--sites", type=click.Path(path_type=Path), help="File of sites, for an orchestrator in this process.")
 @click.option("--cores", type=int, help="Cores that jobs may use together, here [default: all].")
 @click.option("--memory-gb", type=float, help="Memory that jobs may use together, here, in GB [default: all].")
@@ -56,6 +58,7 @@ def run(
     watch: bool,
     request_id: str,
     site: str,
+    project: str,
     sites: Path | None,
     cores: int | None,
     memory_gb: float | None,
@@ -78,7 +81,7 @@ def run(
     if address is not None:
         with Client(address) as client:
             assert spec is not None
-            submitted = client.submit(spec, request_id=request_id, default_site=site)
+            submitted = client.submit(spec, request_id=request_id, default_site=site, project=project)
             if not watch:
                 print_json(plain(submitted.proto)) if as_json else click.echo(submitted.id)
                 return
@@ -90,9 +93,9 @@ def run(
     server = OrchestratorServer(
         Store(store_uri(store)), sites=local_sites(sites, cores, memory_gb), default_site=site, resume=False
     )
-    with server, Client(server.address) as client:
+    with server, Client(server.address, PLAIN) as client:
         if spec is not None:
-            submitted = client.submit(spec, request_id=request_id, default_site=site)
+            submitted = client.submit(spec, request_id=request_id, default_site=site, project=project)
         else:
             assert resume is not None
             server.orchestrator.adopt(resume)

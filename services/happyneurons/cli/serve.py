@@ -12,6 +12,9 @@ import click
 
 from happyneurons.cli.options import json_option, store_option, store_uri
 
+security_option = click.option(
+    "--security", type=click.Path(path_type=Path), help="Who may do what: docs/security.md [default: everybody all]."
+)
 DRAIN_HELP = "At the end ask attempts to stop, and wait so long until they have [default: they go on by themselves]."
 
 
@@ -31,6 +34,7 @@ def serve() -> None:
 @click.option("--cores", type=int, help="Cores of this machine that jobs may use together [default: all].")
 @click.option("--memory-gb", type=float, help="Memory that jobs may use together, in GB [default: all].")
 @click.option("--port-file", type=click.Path(path_type=Path), help="File that gets the address once it serves.")
+@security_option
 @json_option
 def orchestrator(
     store: str | None,
@@ -41,6 +45,7 @@ def orchestrator(
     cores: int | None,
     memory_gb: float | None,
     port_file: Path | None,
+    security: Path | None,
     as_json: bool,
 ) -> None:
     """Carry out pipelines; the runs of a predecessor go on. Prints one line once it serves."""
@@ -48,7 +53,7 @@ def orchestrator(
 
     serve_orchestrator(
         store_uri(store), address, metrics_address=metrics, sites_file=sites, default_site=default_site, cores=cores,
-        memory_gb=memory_gb, port_file=port_file,
+        memory_gb=memory_gb, port_file=port_file, security_file=security,
         say=_speaker(as_json),
     )  # fmt: skip
 
@@ -64,6 +69,7 @@ def orchestrator(
 )
 @click.option("--drain-s", type=click.FloatRange(min=0), help=DRAIN_HELP)
 @click.option("--port-file", type=click.Path(path_type=Path), help="File that gets the address once it serves.")
+@security_option
 @json_option
 def stage(
     store: str | None,
@@ -74,6 +80,7 @@ def stage(
     max_queued: int | None,
     drain_s: float | None,
     port_file: Path | None,
+    security: Path | None,
     as_json: bool,
 ) -> None:
     """Serve the stages of this installation to orchestrators elsewhere (as `hpn-stage serve`)."""
@@ -81,7 +88,7 @@ def stage(
 
     serve_stage(
         store_uri(store), address, cores=cores, memory_gb=memory_gb, max_queued=max_queued, drain_s=drain_s,
-        metrics_address=metrics, port_file=port_file, say=_speaker(as_json),
+        metrics_address=metrics, port_file=port_file, security_file=security, say=_speaker(as_json),
     )  # fmt: skip
 
 

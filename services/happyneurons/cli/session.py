@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from happyneurons.cli.options import orchestrator_address, store_uri
 from happyneurons.client.client import Client
 from happyneurons.errors import UserError
+from happyneurons.rpc.access import PLAIN
 from happyneurons.store.documents import Store, local_path
 
 
@@ -25,7 +26,7 @@ def reading(orchestrator: str | None, store: str | None) -> Iterator[Client]:
         return
     from happyneurons.orchestrator.server import OrchestratorServer
 
-    with OrchestratorServer(existing_store(store), drive=False) as server, Client(server.address) as client:
+    with OrchestratorServer(existing_store(store), drive=False) as server, Client(server.address, PLAIN) as client:
         yield client
 
 

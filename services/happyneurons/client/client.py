@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from happyneurons.errors import UserError
+from happyneurons.rpc.access import Access
 from happyneurons.rpc.client import call, resume, stream
 from happyneurons.rpc.client import connect as open_channel
 from happyneurons.v1 import acquisition_pb2, jobs_pb2, pipelines_pb2, stages_pb2
@@ -33,18 +34,27 @@ SectionLike = acquisition_pb2.Section | Mapping[str, Any] | Path | str
 """A section to report; see :func:`happyneurons.client.sections.section_message`."""
 
 
-def connect(address: str) -> Client:
-    """A client of the orchestrator at `host:port`. It connects with the first call."""
-    return Client(address)
+def connect(
+    address: str, *, ca: str = "", cert: str = "", key: str = "", token: str = "", token_file: str = "",
+    server_name: str = "",
+) -> Client:  # fmt: skip
+    """A client of the orchestrator at `host:port`. It connects with the first call.
+
+    ca, cert, key, token_file: files, for a server with TLS and access control (docs/security.md); without
+    any of them the environment counts (HPN_TLS_CA, HPN_TLS_CERT, HPN_TLS_KEY, HPN_TOKEN_FILE).
+    """
+    access = Access(ca=ca, cert=cert, key=key, server_name=server_name, token_file=token_file, token=token)
+    return Client(address, access if access.secured else None)
 
 
 class Client:
     """Calls of one orchestrator. Thread-safe; close it, or use it as a context."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, access: Access | None = None) -> None:
+        """access: how to get in; by default what the environment says."""
         self.address = address
         self._peer = f"the orchestrator at {address}"
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, access)
         self._stub = PipelineServiceStub(self._channel)
         self._sections = AcquisitionServiceStub(self._channel)
 
@@ -73,16 +83,19 @@ class Client:
         *,
         request_id: str = "",
         default_site: str = "",
+        project: str = "",
     ) -> Run:
         """Start a run of a pipeline: one built in Python, a file's path, or YAML text.
 
-        request_id: the same for every repetition of one wish (default: a new one). Raises UserError
-        with every mistake of the pipeline; nothing was started then.
+        request_id: the same for every repetition of one wish (default: a new one). project: whose run it
+        is (default: the caller's only project, or `default`). Raises UserError with every mistake of the
+        pipeline; nothing was started then.
         """
         request = pb.SubmitRunRequest(
             request_id=request_id or uuid.uuid4().hex,
             pipeline=pipeline_message(pipeline, parameters),
             default_site=default_site,
+            project=project,
         )
         return self._wrap(self._call(self._stub.SubmitRun, request).run)
 
@@ -90,12 +103,16 @@ class Client:
         """A run as it stands. Raises NotFoundError."""
         return self._wrap(self._call(self._stub.GetRun, pb.GetRunRequest(run_id=run_id)).run)
 
-    def runs(self, states: Iterable[str] = (), limit: int | None = None) -> Iterator[pipelines_pb2.Run]:
-        """Runs, latest first, without their jobs. states: such as `running`; all by default."""
+    def runs(
+        self, states: Iterable[str] = (), limit: int | None = None, *, project: str = ""
+    ) -> Iterator[pipelines_pb2.Run]:  # fmt: skip
+        """Runs, latest first, without their jobs. states: such as `running`; all by default. project: only its runs."""
         numbers = [_number(pipelines_pb2.RunState, "RUN_STATE_", state) for state in states]
         token, given = "", 0
         while True:
-            request = pb.ListRunsRequest(page_size=min(PAGE, limit or PAGE), page_token=token, states=numbers)
+            request = pb.ListRunsRequest(
+                page_size=min(PAGE, limit or PAGE), page_token=token, states=numbers, project=project
+            )
             answer = self._call(self._stub.ListRuns, request)
             for run in answer.runs:
                 if given == limit:

@@ -36,6 +36,7 @@ def demo(
     from happyneurons.errors import JobFailedError
     from happyneurons.orchestrator.server import OrchestratorServer
     from happyneurons.orchestrator.sites import load_sites
+    from happyneurons.rpc.access import PLAIN
     from happyneurons.store.documents import Store
 
     def say(text: str) -> None:
@@ -52,7 +53,7 @@ def demo(
     server = OrchestratorServer(store, sites=load_sites(sites), default_site=site)
     server.start()
     try:
-        with Client(server.address) as client:
+        with Client(server.address, PLAIN) as client:
             say(f"→ an orchestrator at {server.address}; the pipeline goes to it over gRPC")
             run = client.submit(
                 PIPELINE, {"acquisition": str(prepared.acquisition), "model": str(MODEL), "ranks": settings.ranks}

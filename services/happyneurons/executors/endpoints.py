@@ -16,8 +16,8 @@ from typing import Any
 import grpc
 
 from happyneurons.errors import UnavailableError, UserError
-from happyneurons.rpc.client import connect
-from happyneurons.rpc.errors import rpc_errors
+from happyneurons.rpc.access import Access
+from happyneurons.rpc.client import call, connect
 from happyneurons.v1.stage_service_pb2_grpc import StageServiceStub
 
 SCHEME = "dns:///"
@@ -43,9 +43,9 @@ def resolve(host: str, port: int) -> list[str]:
 class Endpoints:
     """Channels to all of them. Thread-safe."""
 
-    def __init__(self, address: str, resolver: Resolver = resolve) -> None:
+    def __init__(self, address: str, resolver: Resolver = resolve, access: Access | None = None) -> None:
         """Raises UserError for an address that is none."""
-        self.address, self._resolver = address, resolver
+        self.address, self._resolver, self._access = address, resolver, access
         self.spread = address.startswith(SCHEME)
         host, _, port = address.removeprefix(SCHEME).rpartition(":")
         if not host or not port.isdecimal():
@@ -84,11 +84,13 @@ class Endpoints:
             channel = self._channels.get(endpoint)
             if channel is None:
                 # Certificates are made out to the name.
-                channel = connect(endpoint, authority=self._host if self.spread else "")
+                channel = connect(endpoint, self._access, authority=self._host if self.spread else "")
                 self._channels[endpoint] = channel
         try:
-            with rpc_errors(peer):  # no waiting for one that is overloaded: others may have room
-                answer = getattr(StageServiceStub(channel), method)(request, timeout=TIMEOUT_S)
+            # Another one may have room now.
+            answer = call(
+                getattr(StageServiceStub(channel), method), request, timeout_s=TIMEOUT_S, peer=peer, patient=False
+            )
         except UnavailableError as error:
             if type(error) is UnavailableError:  # one that is overloaded answers
                 with self._lock:

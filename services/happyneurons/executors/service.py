@@ -25,6 +25,7 @@ from happyneurons.errors import (
 from happyneurons.executors.base import Capacity, ProcessReport, ProcessState, Submission
 from happyneurons.executors.endpoints import Endpoints, Resolver, resolve
 from happyneurons.jobs.spec import Resources, load_spec, parse_job_uri
+from happyneurons.rpc.access import Access
 from happyneurons.rpc.convert import job_spec_message
 from happyneurons.v1 import jobs_pb2, stage_service_pb2
 from happyneurons.v1.stage_service_pb2 import DescribeRequest
@@ -55,10 +56,11 @@ class ServiceExecutor:
     kind = "service"
     image_digest = ""
 
-    def __init__(self, address: str, resolver: Resolver = resolve) -> None:
-        """address: host:port, or dns:///NAME:PORT for every server that the name stands for. Raises UserError."""
+    def __init__(self, address: str, resolver: Resolver = resolve, *, access: Access | None = None) -> None:
+        """address: host:port, or dns:///NAME:PORT for every server that the name stands for. access: how to get into
+        secured ones; by default what the environment says. Raises UserError."""
         self.address = address
-        self._servers = Endpoints(address, resolver)
+        self._servers = Endpoints(address, resolver, access)
         self._description: stage_service_pb2.DescribeResponse | None = None
 
     def _describe(self) -> stage_service_pb2.DescribeResponse:

@@ -9,6 +9,8 @@ from typing import Any
 
 from happyneurons.errors import UserError
 
+LONGEST = 2000
+
 OPERATORS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
@@ -21,11 +23,16 @@ OPERATORS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 
 def parse_condition(text: str) -> ast.expr:
     """Check a condition's grammar. Raises UserError."""
+    if len(text) > LONGEST:
+        raise UserError(f"condition: expected at most {LONGEST} characters")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise UserError(f"condition {text!r}: write comparisons like `align.residual_px < 2 and …`") from None
-    _check(tree, text)
+    try:
+        _check(tree, text)
+    except RecursionError:
+        raise UserError(f"condition {text!r}: nested too deeply") from None
     return tree
 
 

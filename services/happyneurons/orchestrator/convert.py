@@ -13,6 +13,7 @@ from happyneurons.orchestrator.intake import Intake
 from happyneurons.orchestrator.intake import progress as sections_progress
 from happyneurons.orchestrator.runlog import Event, now, run_folder
 from happyneurons.orchestrator.state import GatePhase, GateStatus, JobPhase, JobStatus, RunPhase, RunStatus
+from happyneurons.rpc.auth.principal import DEFAULT_PROJECT
 from happyneurons.rpc.convert import (
     artifact_message,
     duration,
@@ -56,6 +57,8 @@ def run_message(
         submit_time=timestamp(status.submit_time),
         end_time=timestamp(status.end_time),
         last_event=status.last_event,
+        project=status.project,
+        submitted_by=spec.get("submitted_by", ""),
     )
     if intake is not None and status.acquisition is not None:
         message.acquisition.CopyFrom(acquisition_message(status, intake))
@@ -86,6 +89,7 @@ def summary_message(store: Store, run_id: str, summary: Mapping[str, Any]) -> pi
         submit_time=timestamp(summary["submit_time"]),
         end_time=timestamp(summary["end_time"]),
         last_event=summary["last_event"],
+        project=summary.get("project", DEFAULT_PROJECT),
     )
 
 
@@ -128,6 +132,7 @@ def event_message(store: Store, status: RunStatus, event: Event) -> pipelines_pb
         subject=event.subject,
         message=event.message,
         run_state=RUN_STATES[status.phase],
+        caller=event.data.get("by", ""),
     )
     if event.subject in status.jobs:
         message.job.CopyFrom(run_job_message(store, status, event.subject, None))

@@ -434,13 +434,13 @@ class RunDriver:
 
     # --- what people ask for -----------------------------------------------------------------------
 
-    def cancel(self, reason: str) -> None:
-        """Ask the run to stop; harmless when it is over."""
+    def cancel(self, reason: str, by: str = "") -> None:
+        """Ask the run to stop; harmless when it is over. by: who asks, where that is known."""
         with self.changed:
             if self.status.phase not in RUN_FINAL and not self.status.cancel_requested:
-                self.record("run_cancel_requested", message=reason or "cancelled")
+                self.record("run_cancel_requested", message=reason or "cancelled", **_caller(by))
 
-    def retry(self, jobs: list[str], retry_quarantined: bool) -> None:
+    def retry(self, jobs: list[str], retry_quarantined: bool, by: str = "") -> None:
         """Attempt again what did not succeed (or only some of it, with what follows).
 
         While an open run takes sections, that is what failed so far.
@@ -457,7 +457,7 @@ class RunDriver:
             if jobs:
                 again = [n for n in again if n in jobs or self._follows(n, set(jobs))]
             if again or self.status.phase in RUN_FINAL:
-                self.record("run_retried", jobs=again, retry_quarantined=retry_quarantined)
+                self.record("run_retried", jobs=again, retry_quarantined=retry_quarantined, **_caller(by))
 
     def _follows(self, name: str, sources: set[str]) -> bool:
         pipeline = self.status.pipeline
@@ -479,3 +479,8 @@ class RunDriver:
             if status.phase is not GatePhase.WAITING:
                 raise UserError(f"gate {gate} is {status.phase.value}: only a waiting gate can be decided")
             self.record("gate_decided", gate, comment, approved=approved, decided_by=by or os.environ.get("USER", ""))
+
+
+def _caller(by: str) -> dict[str, str]:
+    """For an event's data: who asked for it."""
+    return {"by": by} if by else {}

@@ -54,9 +54,12 @@ class FinishedJobs:
 
 
 def explain_job(
-    orchestrator: Orchestrator, finished: FinishedJobs, driver: RunDriver, name: str
+    orchestrator: Orchestrator, finished: FinishedJobs, driver: RunDriver, name: str, *, everything: bool = True
 ) -> pipelines_pb2.JobExplanation:
-    """Everything known about why a job stands where it stands. Raises NotFoundError."""
+    """Everything known about why a job stands where it stands. Raises NotFoundError.
+
+    everything: also what is known of other runs and jobs, which may be other projects'.
+    """
     with driver.changed:
         status = driver.status
         job = status.job(name)
@@ -67,11 +70,15 @@ def explain_job(
             key=job.key or (spec.key if spec else ""),
             state=JOB_STATES[job.phase],
             reused=job.reused,
-            reasons=[*_batch(driver, name), *_reasons(orchestrator, driver, job, spec), *_history(driver, name)],
+            reasons=[
+                *_batch(driver, name),
+                *_reasons(orchestrator, driver, job, spec, everything),
+                *_history(driver, name),
+            ],
         )
     if job.phase is JobPhase.QUEUED and job.handle:
         message.site_explanation = orchestrator.sites[job.job.site].explain(job.handle)
-    if spec is None or job.reused:
+    if spec is None or job.reused or not everything:
         return message
     similar = finished.most_similar(spec, before=status.submit_time)
     if similar is not None:
@@ -96,12 +103,15 @@ def _spec(driver: RunDriver, job: JobStatus) -> JobSpec | None:
         return None
 
 
-def _reasons(orchestrator: Orchestrator, driver: RunDriver, job: JobStatus, spec: JobSpec | None) -> list[str]:
+def _reasons(
+    orchestrator: Orchestrator, driver: RunDriver, job: JobStatus, spec: JobSpec | None, everything: bool
+) -> list[str]:  # fmt: skip
     retry = f"`hpn retry {driver.status.run_id}`"
     if job.phase is JobPhase.WAITING:
         found = [f"waits for {what}" for what in waits_for(driver.status, job)]
         if not found and spec and (other := orchestrator.busy_elsewhere(driver.status.run_id, spec.key)):
-            found.append(f"the same job is at work in run {other}: its result will serve both")
+            where = f"run {other}" if everything else "another run"
+            found.append(f"the same job is at work in {where}: its result will serve both")
         if job.message:
             found.append(f"its last attempt was interrupted: {job.message}")
         return found or ["nothing keeps it: it is about to be submitted"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from happyneurons.errors import ConflictError, HappyError, NotFoundError, StoreE
 from happyneurons.executors.base import Executor, ProcessState
 from happyneurons.jobs.attempts import owner_id
 from happyneurons.orchestrator import yaml_source
+from happyneurons.orchestrator.bounds import Bounds
 from happyneurons.orchestrator.driver import RunDriver
 from happyneurons.orchestrator.graph import Pipeline
 from happyneurons.orchestrator.leadership import LISTEN_S, LOOK_S, Leadership
@@ -33,6 +35,8 @@ from happyneurons.store.documents import Store, canonical_json
 log = logging.getLogger("happyneurons.orchestrator")
 
 TICK_S = 0.5
+RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
+"""Ids come from clients and become a part of a path."""
 
 KEEP_S = 120.0
 """How long a finished run stays in memory after somebody asked for it; it is loaded again when asked for later. Longer
@@ -50,12 +54,15 @@ class Orchestrator:
     answer, write decisions down for it, and take over when it is gone.
 
     drive: False for one that only reads, following what others write (`hpn status` without a server).
+    bounds: what pipelines may ask and read.
     """
 
     def __init__(
-        self, store: Store, sites: Mapping[str, Executor], default_site: str = "local", *, drive: bool = True
-    ) -> None:
+        self, store: Store, sites: Mapping[str, Executor], default_site: str = "local", *, drive: bool = True,
+        bounds: Bounds = Bounds(),  # noqa: B008 (frozen)
+    ) -> None:  # fmt: skip
         self.store, self.sites, self.default_site, self.drive = store, sites, default_site, drive
+        self.bounds = bounds
         self.owner = owner_id()
         self._leadership = Leadership(store, self.owner)
         self._drivers: dict[str, RunDriver] = {}
@@ -144,14 +151,23 @@ class Orchestrator:
 
     # --- runs ----------------------------------------------------------------------------------
 
-    def validate(self, spec: Mapping[str, Any]) -> Pipeline:
-        """Parse and check a pipeline, including what its first jobs read. Raises PipelineError."""
+    def validate(self, spec: Mapping[str, Any], *, unbounded: bool = False) -> Pipeline:
+        """Parse and check a pipeline, including what its first jobs read. Raises PipelineError, UserError.
+
+        unbounded: however large it is.
+        """
+        bounds = self.bounds.without_size() if unbounded else self.bounds
+        bounds.check_text(spec)
         pipeline = parse_pipeline(
             spec["yaml"], spec["parameters"], source_name=spec["source_name"], base_uri=spec["base_uri"],
-            default_site=spec.get("default_site") or self.default_site, sites=list(self.sites),
+            default_site=spec.get("default_site") or self.default_site, sites=list(self.sites), most_jobs=bounds.jobs,
         )  # fmt: skip
         # Parsed again for the places of fields: what is found here gets its line, too.
         source = yaml_source.parse(spec["yaml"])
+        for job_name, path, text in bounds.refused(pipeline, self.store):
+            source.complain(("jobs", job_name.partition("[")[0], *path.split(".")), text)
+        if source.violations:  # before anything is opened
+            raise PipelineError(spec["source_name"], list(dict.fromkeys(source.violations)))
         probe = RunDriver(self.store, RunStatus.fresh("", pipeline, {"time": 0.0}), self.sites, lambda *_: None, "")
         for job in [*pipeline.templates.values(), *pipeline.jobs.values()]:
             refusal = self.sites[job.site].refuse(job.stage, job.resources)
@@ -168,15 +184,22 @@ class Orchestrator:
             raise PipelineError(spec["source_name"], list(dict.fromkeys(source.violations)))
         return pipeline
 
-    def submit(self, spec: Mapping[str, Any], request_id: str = "") -> RunDriver:
-        """Start a run, or find the one that the same request id started before."""
+    def submit(
+        self, spec: Mapping[str, Any], request_id: str = "", *, by: str = "", unbounded: bool = False
+    ) -> RunDriver:  # fmt: skip
+        """Start a run, or find the one that the same request id started before.
+
+        by: who submits it. unbounded: however large it is.
+        """
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         run_id = f"{stamp}-{os.urandom(3).hex()}"
-        self.validate(spec)
-        document = {**spec, "time": now(), "request_id": request_id}
+        self.validate(spec, unbounded=unbounded)
+        document = {**spec, "time": now(), "request_id": request_id} | ({"submitted_by": by} if by else {})
         if request_id:
             digest = hashlib.sha256(canonical_json(dict(spec))).hexdigest()
-            path = f"requests/{hashlib.sha256(request_id.encode()).hexdigest()}.json"
+            # Ids of one project say nothing of those of another.
+            wish = f"{spec['project']}/{request_id}" if "project" in spec else request_id
+            path = f"requests/{hashlib.sha256(wish.encode()).hexdigest()}.json"
             if not self.store.create_json(path, {"run_id": run_id, "digest": digest}):
                 known = self.store.get_json(path)
                 if known["digest"] != digest:
@@ -193,8 +216,9 @@ class Orchestrator:
         """Begin a run's log, unless that was done: by whoever took the same request, or by the leader."""
         with driver.changed:
             if driver.status.last_event == 0:
+                spec = load_run_spec(self.store, driver.status.run_id) or {}
                 try:
-                    driver.record("run_submitted")
+                    driver.record("run_submitted", **({"by": by} if (by := spec.get("submitted_by")) else {}))
                 except LogConflictError:
                     driver.observe()
 
@@ -246,7 +270,7 @@ class Orchestrator:
         self._wake.set()
 
     def _load(self, run_id: str) -> RunDriver:
-        spec = load_run_spec(self.store, run_id)
+        spec = load_run_spec(self.store, run_id) if RUN_ID.match(run_id) else None
         if spec is None:
             raise NotFoundError(f"no run {run_id!r} in {self.store.uri}")
         pipeline = parse_pipeline(
@@ -404,6 +428,7 @@ def _summary(status: RunStatus) -> dict[str, Any]:
         "name": status.pipeline.name,
         "phase": status.phase.value,
         "message": status.message,
+        "project": status.project,
         "submit_time": status.submit_time,
         "end_time": status.end_time,
         "last_event": status.last_event,

@@ -18,7 +18,7 @@ from happyneurons.orchestrator import yaml_source
 from happyneurons.orchestrator.batches import BATCH, check_each, read_acquisition, split_templates
 from happyneurons.orchestrator.conditions import metric_names
 from happyneurons.orchestrator.graph import Pipeline, PipelineGate, PipelineJob, find_cycle, in_order
-from happyneurons.orchestrator.sweeps import expand_sweeps
+from happyneurons.orchestrator.sweeps import TooManyJobsError, expand_sweeps
 from happyneurons.orchestrator.yaml_source import Source, Violation
 from happyneurons.stages import load_stage
 
@@ -27,6 +27,9 @@ VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 TOP_FIELDS = {"name", "description", "parameters", "defaults", "acquisition", "jobs", "gates"}
 JOB_FIELDS = {"stage", "each", "inputs", "params", "resources", "site", "needs", "allow_failed_tasks", "sweep"}
 GATE_FIELDS = {"after", "ask", "condition", "otherwise"}
+MOST_JOBS = 100_000
+MOST_EXPANDED = 64 << 20
+"""Characters that all ${…} of a pipeline may stand for together."""
 
 
 class PipelineError(UserError):
@@ -46,10 +49,11 @@ def parse_pipeline(
     base_uri: str = "",
     default_site: str = "local",
     sites: Sequence[str] | None = None,
+    most_jobs: int = MOST_JOBS,
 ) -> Pipeline:
     """Parse and check a pipeline. Raises PipelineError with every mistake found."""
     source = yaml_source.parse(text)
-    reader = _Reader(source, parameters or {}, base_uri, default_site, sites)
+    reader = _Reader(source, parameters or {}, base_uri, default_site, sites, most_jobs)
     pipeline = None
     if not source.violations:
         pipeline = reader.read()
@@ -66,9 +70,11 @@ class _Reader:
         base_uri: str,
         default_site: str,
         sites: Sequence[str] | None,
+        most_jobs: int,
     ) -> None:
         self.source, self.given, self.base_uri = source, parameters, base_uri
-        self.default_site, self.sites = default_site, sites
+        self.default_site, self.sites, self.most_jobs = default_site, sites, most_jobs
+        self.expanded = 0
         self.variables: dict[str, Any] = {}
         self.own: dict[str, Any] = {}
         """Variables of the job that is being read."""
@@ -112,7 +118,12 @@ class _Reader:
         check_each(jobs, gates, self.sweeps, acquisition, self.complain)
         if self.source.violations:
             return None
-        jobs, gates = expand_sweeps(jobs, gates, self.sweeps, order)
+        try:
+            jobs, gates = expand_sweeps(jobs, gates, self.sweeps, order, self.most_jobs)
+        except TooManyJobsError as error:
+            place = ("jobs", error.job, "sweep") if error.job in self.sweeps else ("jobs", error.job)
+            self.complain(place, f"expected at most {error.most} jobs in a pipeline, its sweeps written out")
+            return None
         name, description = str(top.get("name") or "pipeline"), str(top.get("description") or "")
         order = in_order(jobs, gates) or []
         return split_templates(Pipeline(name, description, jobs, gates, tuple(order), acquisition))
@@ -150,6 +161,10 @@ class _Reader:
                 there = f"no parameter {name!r}; there are {', '.join(sorted(known))}"
                 self.complain(path, only if name == BATCH else there)
                 return value
+        self.expanded += sum(len(str(known[name])) for name in VARIABLE.findall(value))
+        if self.expanded > MOST_EXPANDED:
+            self.complain(path, f"expected ${{…}} to stand for at most {MOST_EXPANDED >> 20} MiB in all")
+            return ""
         whole = VARIABLE.fullmatch(value)
         if whole:
             return known[whole[1]]

@@ -12,8 +12,10 @@ import grpc
 from happyneurons.errors import PreconditionError, UserError
 from happyneurons.orchestrator.driver import RunDriver
 from happyneurons.orchestrator.orchestrator import Orchestrator
+from happyneurons.orchestrator.service import driver_for_caller
 from happyneurons.orchestrator.state import RUN_FINAL
 from happyneurons.store.documents import SCHEMES
+from happyneurons.store.roots import SECRET, Roots, secret_in
 from happyneurons.v1 import acquisition_pb2, acquisition_service_pb2_grpc
 from happyneurons.v1 import acquisition_service_pb2 as pb
 
@@ -30,6 +32,7 @@ class AcquisitionServicer(acquisition_service_pb2_grpc.AcquisitionServiceService
 
     def __init__(self, orchestrator: Orchestrator, check_drives: Callable[[], None]) -> None:
         self._orchestrator, self._check_drives = orchestrator, check_drives
+        self._roots = orchestrator.bounds.roots
 
     def ReportSection(
         self, request: pb.ReportSectionRequest, context: grpc.ServicerContext
@@ -55,7 +58,7 @@ class AcquisitionServicer(acquisition_service_pb2_grpc.AcquisitionServiceService
     def _take(self, request: Request) -> tuple[RunDriver, int, bool]:
         """Keep what a request reports; returns the version and whether it was known."""
         self._check_drives()
-        driver = self._orchestrator.driver(request.run_id)
+        driver = driver_for_caller(self._orchestrator, request.run_id)
         if driver.intake is None:
             raise PreconditionError(
                 f"run {request.run_id} takes no sections: its pipeline has no `acquisition:` (docs/acquisition.md)"
@@ -69,7 +72,7 @@ class AcquisitionServicer(acquisition_service_pb2_grpc.AcquisitionServiceService
             refusal = f"run {request.run_id} is {phase.value if phase in RUN_FINAL else 'being cancelled'}"
         version, known = 0, False
         if request.HasField("section"):
-            section = section_document(request.section)
+            section = section_document(request.section, self._roots)
             version, known = driver.intake.reports.report(section, request.imaged_again, refusal)
         if request.last:
             driver.intake.reports.end(refusal)
@@ -80,9 +83,12 @@ class AcquisitionServicer(acquisition_service_pb2_grpc.AcquisitionServiceService
         return driver, version, known
 
 
-def section_document(section: acquisition_pb2.Section) -> dict[str, Any]:
-    """A reported section as it is kept, its tiles by row and column. Raises UserError with all mistakes."""
-    violations = list(_mistakes(section))
+def section_document(section: acquisition_pb2.Section, roots: Roots | None = None) -> dict[str, Any]:
+    """A reported section as it is kept, its tiles by row and column. Raises UserError with all mistakes.
+
+    roots: where tiles may be; None: anywhere.
+    """
+    violations = [*_mistakes(section), *_places(section.tiles, roots)]
     if violations:
         text = "; ".join(f"{path}: {expected}" for path, expected in violations[:VIOLATIONS_SHOWN])
         raise UserError(f"section {section.z}: {text}", violations[:VIOLATIONS_SHOWN])
@@ -114,6 +120,13 @@ def _mistakes(section: acquisition_pb2.Section) -> Iterator[tuple[str, str]]:
     if len(section.tiles) > MOST_TILES:
         yield "section.tiles", f"at most {MOST_TILES} tiles"
     yield from _tile_mistakes(section.tiles)
+
+
+def _places(tiles: Iterable[acquisition_pb2.Tile], roots: Roots | None) -> Iterator[tuple[str, str]]:
+    for number, tile in enumerate(tiles):
+        problem = roots.problem(tile.uri) if roots else (SECRET if secret_in(tile.uri) else None)
+        if problem:
+            yield f"section.tiles[{number}].uri", problem
 
 
 def _tile_mistakes(tiles: Iterable[acquisition_pb2.Tile]) -> Iterator[tuple[str, str]]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from happyneurons.errors import UserError
+from happyneurons.orchestrator.bounds import Bounds
 from happyneurons.orchestrator.metrics import OrchestratorCollector
 from happyneurons.orchestrator.orchestrator import Orchestrator
 from happyneurons.orchestrator.sections import AcquisitionServicer
 from happyneurons.orchestrator.service import PipelineServicer
 from happyneurons.orchestrator.sites import SiteConfig, load_sites, make_executor, rate_of
+from happyneurons.rpc.auth.server import Security
 from happyneurons.rpc.metrics_server import MetricsServer, new_registry
 from happyneurons.rpc.server import RpcServer, Service, write_port_file
 from happyneurons.store.documents import Store
+from happyneurons.store.roots import VARIABLE, as_variable
 from happyneurons.v1 import (
     acquisition_service_pb2,
     acquisition_service_pb2_grpc,
@@ -43,8 +47,12 @@ class OrchestratorServer:
         metrics_address: str | None = None,
         drive: bool = True,
         resume: bool = True,
+        security: Security | None = None,
     ) -> None:
-        """drive, resume: see Orchestrator. Raises UserError for what cannot be listened on or used."""
+        """drive, resume: see Orchestrator. security: who may do what; None: everybody everything.
+
+        Raises UserError for what cannot be listened on or used.
+        """
         configs = dict(sites) if sites is not None else load_sites(None)
         default_site = default_site or ("local" if "local" in configs else next(iter(configs)))
         if default_site not in configs:
@@ -55,7 +63,8 @@ class OrchestratorServer:
         stopping = threading.Event()
         # Executors before the server: what they need to start must not find gRPC's threads in its way.
         executors = {name: make_executor(name, config) for name, config in configs.items()}
-        self.orchestrator = Orchestrator(store, executors, default_site, drive=drive)
+        bounds = Bounds() if security is None else bounds_of(security, store)
+        self.orchestrator = Orchestrator(store, executors, default_site, drive=drive, bounds=bounds)
         servicer = PipelineServicer(
             self.orchestrator, stopping, {name: config.description for name, config in configs.items()}
         )
@@ -68,16 +77,21 @@ class OrchestratorServer:
             ACQUISITION_NAME,
             lambda server: acquisition_service_pb2_grpc.add_AcquisitionServiceServicer_to_server(acquisition, server),
         )
-        self._rpc = RpcServer([service, sections], address, registry=registry, stopping=stopping)
+        self._rpc = RpcServer([service, sections], address, registry=registry, stopping=stopping, security=security)
         self._metrics: MetricsServer | None = None
         if metrics_address is not None:
             registry.register(OrchestratorCollector(self.orchestrator, rates))
-            self._metrics = MetricsServer(metrics_address, registry)
+            self._metrics = MetricsServer(metrics_address, registry, None if security is None else security.metrics_tls)
 
     @property
     def address(self) -> str:
         """`host:port` that clients connect to."""
         return self._rpc.address
+
+    @property
+    def health_address(self) -> str:
+        """Of health checks without TLS, where the security file asks for them."""
+        return self._rpc.health_address
 
     @property
     def metrics_address(self) -> str | None:
@@ -104,6 +118,14 @@ class OrchestratorServer:
         self.close()
 
 
+def bounds_of(security: Security, store: Store) -> Bounds:
+    """What pipelines may ask and read at a server with a security file."""
+    limits = security.config.limits
+    return Bounds(
+        security.roots(store), frozenset(security.config.stages), limits.pipeline_bytes, limits.pipeline_jobs
+    )  # fmt: skip
+
+
 def local_sites(sites_file: Path | None, cores: int | None, memory_gb: float | None) -> dict[str, SiteConfig]:
     """Sites of a file, or this machine with limits. Raises UserError."""
     sites = load_sites(sites_file)
@@ -125,24 +147,31 @@ def serve_orchestrator(
     cores: int | None = None,
     memory_gb: float | None = None,
     port_file: Path | None = None,
+    security_file: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve until SIGTERM or SIGINT; running jobs go on, and the next orchestrator takes them up.
 
     address, metrics_address: host:port (port 0: any). port_file: gets the bound address once it serves,
-    in one step, so that whoever waits for it never reads half a line.
+    in one step, so that whoever waits for it never reads half a line. security_file: docs/security.md.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    store = Store(store_uri)
+    security = None if security_file is None else Security.load(security_file)
+    if security is not None:
+        os.environ[VARIABLE] = as_variable(security.roots(store))  # for the ranks that are started from here
     server = OrchestratorServer(
-        Store(store_uri), address, sites=local_sites(sites_file, cores, memory_gb), default_site=default_site,
-        metrics_address=metrics_address,
+        store, address, sites=local_sites(sites_file, cores, memory_gb), default_site=default_site,
+        metrics_address=metrics_address, security=security,
     )  # fmt: skip
     with server:
         if port_file is not None:
             write_port_file(port_file, server.address)
-        metrics = f", metrics at http://{server.metrics_address}/metrics" if server.metrics_address else ""
-        say(f"orchestrator of {server.orchestrator.store.uri} at {server.address}{metrics}")
+        scheme = "https" if security is not None and security.metrics_tls else "http"
+        metrics = f", metrics at {scheme}://{server.metrics_address}/metrics" if server.metrics_address else ""
+        health = f", health without TLS at {server.health_address}" if server.health_address else ""
+        say(f"orchestrator of {server.orchestrator.store.uri} at {server.address}{metrics}{health}")
         stop.wait()
         say("stopping; running jobs go on, and the next orchestrator takes them up")

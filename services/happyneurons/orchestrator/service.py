@@ -19,6 +19,7 @@ from happyneurons.orchestrator.orchestrator import Orchestrator
 from happyneurons.orchestrator.pipeline import PipelineError
 from happyneurons.orchestrator.runlog import LogConflictError
 from happyneurons.orchestrator.state import RUN_FINAL, GatePhase, JobPhase, RunPhase, RunStatus
+from happyneurons.rpc.auth.principal import DEFAULT_PROJECT, Role, caller
 from happyneurons.rpc.convert import stage_message
 from happyneurons.rpc.logs import tail_log
 from happyneurons.stages import load_stage, loadable_stages
@@ -49,7 +50,9 @@ class PipelineServicer(pipeline_service_pb2_grpc.PipelineServiceServicer):
         self, request: pb.ValidatePipelineRequest, context: grpc.ServicerContext
     ) -> pb.ValidatePipelineResponse:
         try:
-            pipeline = self._orchestrator.validate(_run_spec(request.pipeline))
+            who = caller()
+            spec = _run_spec(request.pipeline)
+            pipeline = self._orchestrator.validate(spec, unbounded=who.role is Role.ADMIN and bool(who.name))
         except PipelineError as error:
             found = [
                 pipelines_pb2.PipelineViolation(
@@ -70,11 +73,17 @@ class PipelineServicer(pipeline_service_pb2_grpc.PipelineServiceServicer):
         spec = _run_spec(request.pipeline)
         if request.default_site:
             spec["default_site"] = request.default_site
-        driver = self._orchestrator.submit(spec, request.request_id)
+        who = caller()
+        project = who.project_for(request.project)
+        if project != DEFAULT_PROJECT:
+            spec["project"] = project
+        driver = self._orchestrator.submit(
+            spec, request.request_id, by=who.name, unbounded=who.role is Role.ADMIN and bool(who.name)
+        )
         return pb.SubmitRunResponse(run=self._run(driver))
 
     def GetRun(self, request: pb.GetRunRequest, context: grpc.ServicerContext) -> pb.GetRunResponse:
-        return pb.GetRunResponse(run=self._run(self._orchestrator.driver(request.run_id)))
+        return pb.GetRunResponse(run=self._run(self._driver(request.run_id)))
 
     def ListRuns(self, request: pb.ListRunsRequest, context: grpc.ServicerContext) -> pb.ListRunsResponse:
         before = ""
@@ -88,7 +97,11 @@ class PipelineServicer(pipeline_service_pb2_grpc.PipelineServiceServicer):
         if size < 0:
             raise UserError("page_size: expected 0 to 500", [("page_size", "expected 0 to 500")])
         response = pb.ListRunsResponse()
+        who = caller()
         for run_id, summary in self._orchestrator.summaries(before):
+            project = summary.get("project", DEFAULT_PROJECT)
+            if not who.sees(project) or request.project not in ("", project):
+                continue
             if request.states and RUN_STATES[RunPhase(summary["phase"])] not in request.states:
                 continue
             if len(response.runs) == size:
@@ -98,7 +111,7 @@ class PipelineServicer(pipeline_service_pb2_grpc.PipelineServiceServicer):
         return response
 
     def WatchRun(self, request: pb.WatchRunRequest, context: grpc.ServicerContext) -> Iterator[pb.WatchRunResponse]:
-        driver = self._orchestrator.driver(request.run_id)
+        driver = self._driver(request.run_id)
         for event in watch(driver, request.after_event, request.progress, lambda: self._goes_on(context)):
             yield pb.WatchRunResponse(event=event)
         if self._stopping.is_set() and driver.status.phase not in RUN_FINAL:
@@ -107,25 +120,25 @@ class PipelineServicer(pipeline_service_pb2_grpc.PipelineServiceServicer):
     # --- decisions -----------------------------------------------------------------------------
 
     def CancelRun(self, request: pb.CancelRunRequest, context: grpc.ServicerContext) -> pb.CancelRunResponse:
-        driver = self._orchestrator.driver(request.run_id)
-        self._change(driver, lambda: driver.cancel(request.reason))
+        driver = self._driver(request.run_id)
+        self._change(driver, lambda: driver.cancel(request.reason, caller().name))
         return pb.CancelRunResponse(run=self._run(driver))
 
     def RetryRun(self, request: pb.RetryRunRequest, context: grpc.ServicerContext) -> pb.RetryRunResponse:
-        driver = self._orchestrator.driver(request.run_id)
+        driver = self._driver(request.run_id)
 
         def retry() -> None:
             for name in request.jobs:
                 driver.status.job(name)
             if driver.status.phase is RunPhase.SUCCEEDED:
                 raise PreconditionError(f"run {request.run_id}: every job succeeded; there is nothing to retry")
-            driver.retry(list(request.jobs), request.retry_quarantined)
+            driver.retry(list(request.jobs), request.retry_quarantined, caller().name)
 
         self._change(driver, retry)
         return pb.RetryRunResponse(run=self._run(driver))
 
     def DecideGate(self, request: pb.DecideGateRequest, context: grpc.ServicerContext) -> pb.DecideGateResponse:
-        driver = self._orchestrator.driver(request.run_id)
+        driver = self._driver(request.run_id)
         if request.decision not in (pb.GATE_DECISION_APPROVE, pb.GATE_DECISION_REJECT):
             raise UserError("decision: expected approve or reject", [("decision", "expected approve or reject")])
         approved = request.decision == pb.GATE_DECISION_APPROVE
@@ -143,7 +156,8 @@ class PipelineServicer(pipeline_service_pb2_grpc.PipelineServiceServicer):
                 raise PreconditionError(
                     f"run {request.run_id} is {driver.status.phase.value}: nothing is left to decide"
                 )
-            driver.decide(request.gate, approved, request.decided_by, request.comment)
+            # Who it is that calls counts before what a client says.
+            driver.decide(request.gate, approved, caller().name or request.decided_by, request.comment)
 
         self._change(driver, decide)
         return pb.DecideGateResponse(run=self._run(driver))
@@ -151,15 +165,17 @@ class PipelineServicer(pipeline_service_pb2_grpc.PipelineServiceServicer):
     # --- what is going on ------------------------------------------------------------------------
 
     def ExplainJob(self, request: pb.ExplainJobRequest, context: grpc.ServicerContext) -> pb.ExplainJobResponse:
-        driver = self._orchestrator.driver(request.run_id)
+        driver = self._driver(request.run_id)
         return pb.ExplainJobResponse(
-            explanation=explain_job(self._orchestrator, self._finished, driver, request.job)
+            explanation=explain_job(
+                self._orchestrator, self._finished, driver, request.job, everything=caller().projects is None
+            )
         )  # fmt: skip
 
     def TailJobLogs(
         self, request: pb.TailJobLogsRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.TailJobLogsResponse]:
-        driver = self._orchestrator.driver(request.run_id)
+        driver = self._driver(request.run_id)
         with driver.changed:
             key = driver.status.job(request.job).key
         if not key:
@@ -195,6 +211,10 @@ class PipelineServicer(pipeline_service_pb2_grpc.PipelineServiceServicer):
         )
 
     # --- parts -----------------------------------------------------------------------------------
+
+    def _driver(self, run_id: str) -> RunDriver:
+        """The driver of a run that the caller may see. Raises NotFoundError."""
+        return driver_for_caller(self._orchestrator, run_id)
 
     def _site(self, name: str, executor: Executor, queued: int, running: int) -> pipelines_pb2.Site:
         capacity = executor.capacity()
@@ -233,6 +253,19 @@ class PipelineServicer(pipeline_service_pb2_grpc.PipelineServiceServicer):
                 self._orchestrator.adopt(driver.status.run_id)
                 return
         raise UnavailableError(ALONE)
+
+
+def driver_for_caller(orchestrator: Orchestrator, run_id: str) -> RunDriver:
+    """The driver of a run. Raises NotFoundError, in the same words for no run and for another project's."""
+    who = caller()
+    try:
+        driver = orchestrator.driver(run_id)
+    except NotFoundError:
+        if who.projects is not None:
+            who.check_sees("", run_id)
+        raise
+    who.check_sees(driver.status.project, run_id)
+    return driver
 
 
 def watch(

@@ -4,6 +4,7 @@
 
     local: {executor: local, cores: 8, memory_gb: 32}
     gpu:   {executor: service, address: gpu-host:50051, description: The GPU box}
+    far:   {executor: service, address: "far:50051", access: {ca: ca.crt, cert: tls.crt, key: tls.key}}
     many:  {executor: service, address: "dns:///stages.lab.svc:50051"}    # each address of the name is a server
     k8s:   {executor: kubernetes, cores: 64, memory_gb: 256, kubernetes: {image: "lab/happyneurons/{stage}:0.1.0"}}
     polaris:
@@ -29,6 +30,7 @@ from happyneurons.executors.base import Executor
 from happyneurons.executors.kubernetes.config import KubernetesAccess
 from happyneurons.executors.mapping import MappedExecutor, NodeSize, StageResources, merge_resources
 from happyneurons.orchestrator.costs import SiteCost, SiteRate, site_rate
+from happyneurons.rpc.access import Access
 
 
 class SiteConfig(BaseModel):
@@ -40,6 +42,9 @@ class SiteConfig(BaseModel):
     cores: int | None = Field(None, ge=1, description="local [all], kubernetes: cores that jobs may use together")
     memory_gb: float | None = Field(None, gt=0, description="local [all], kubernetes: memory …, GB")
     address: str | None = Field(None, description="service: host:port, or dns:///NAME:PORT, of StageServices")
+    access: Access | None = Field(
+        None, description="service: ca, cert, key, server_name, token_file to get in [HPN_TLS_CA, … of the environment]"
+    )
     folder: str | None = Field(None, description="balsam: site folder, a name of hpc/sites or a path")
     balsam: BalsamAccess | None = Field(None, description="balsam: server, site and token")
     kubernetes: KubernetesAccess | None = Field(None, description="kubernetes: namespace, images, pod template")
@@ -115,7 +120,7 @@ def _make_executor(name: str, config: SiteConfig) -> Executor:
 
     if not config.address:
         raise UserError(f"site {name}: executor service needs `address: host:port`")
-    service = ServiceExecutor(config.address)
+    service = ServiceExecutor(config.address, access=config.access)
     if not config.cores and any("auto" in (r.ranks, r.threads_per_rank) for r in config.resources.values()):
         raise UserError(f"site {name}: resources with `auto` need `cores:`, what the server's machine has")
     return _mapped(service, config.resources, NodeSize(config.cores or 1))

@@ -11,6 +11,7 @@ from happyneurons.jobs.spec import Resources
 from happyneurons.orchestrator.batches import instance_name, with_batch, with_end
 from happyneurons.orchestrator.graph import Pipeline, PipelineJob
 from happyneurons.orchestrator.runlog import Event
+from happyneurons.rpc.auth.principal import DEFAULT_PROJECT
 
 
 class JobPhase(StrEnum):
@@ -155,6 +156,11 @@ class RunStatus:
         gates = {name: GateStatus() for name in pipeline.gates}
         acquisition = AcquisitionStatus() if pipeline.acquisition else None
         return cls(run_id, pipeline, spec, jobs, gates, submit_time=spec["time"], acquisition=acquisition)
+
+    @property
+    def project(self) -> str:
+        """Whose run it is."""
+        return str(self.spec.get("project", DEFAULT_PROJECT))
 
     @property
     def open(self) -> bool:

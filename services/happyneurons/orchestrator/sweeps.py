@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,16 +14,26 @@ Point = dict[tuple[str, str], Any]
 """A point of a sweep: (job, parameter) → value."""
 
 
+class TooManyJobsError(Exception):
+    """Its sweep would make more jobs than a pipeline may have."""
+
+    def __init__(self, job: str, most: int) -> None:
+        super().__init__(job, most)
+        self.job, self.most = job, most
+
+
 def expand_sweeps(
     jobs: Mapping[str, PipelineJob],
     gates: Mapping[str, PipelineGate],
     sweeps: Mapping[str, Mapping[str, list[Any]]],
     order: Sequence[str],
+    most_jobs: int,
 ) -> tuple[dict[str, PipelineJob], dict[str, PipelineGate]]:
     """One job for each combination of swept values; what depends on a swept job is multiplied too.
 
-    A gate after swept jobs judges all of them and stays one gate.
+    A gate after swept jobs judges all of them and stays one gate. Raises TooManyJobsError before they are made.
     """
+    count = 0
     variants: dict[str, list[tuple[Point, PipelineJob]]] = {}
     for name in (n for n in order if n in jobs):
         job = jobs[name]
@@ -34,6 +45,9 @@ def expand_sweeps(
                     if value not in known:
                         known.append(value)
         axes |= {(name, key): list(values) for key, values in sweeps.get(name, {}).items()}
+        count += math.prod(len(values) for values in axes.values())
+        if count > most_jobs:
+            raise TooManyJobsError(name, most_jobs)
         variants[name] = []
         labelled = [list(zip(values, _labels(values), strict=True)) for values in axes.values()]
         for choice in itertools.product(*labelled):

@@ -9,6 +9,9 @@ import yaml
 
 Path = tuple[str, ...]
 
+MOST_NODES = 200_000
+"""Values of a document, aliases written out; a pipeline of ten thousand jobs has fewer."""
+
 
 @dataclass(frozen=True)
 class Violation:
@@ -31,6 +34,7 @@ class Source:
     value: Any = None
     places: dict[Path, tuple[int, int]] = field(default_factory=dict)
     violations: list[Violation] = field(default_factory=list)
+    nodes: int = 0
 
     def complain(self, path: Path, description: str) -> None:
         """Note a mistake at a field, or at the nearest one around it that is in the text."""
@@ -46,17 +50,33 @@ def parse(text: str) -> Source:
     source = Source()
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
         place = (mark.line + 1, mark.column + 1) if mark else (0, 0)
-        source.violations.append(Violation("", f"not valid YAML: {error.problem}", *place))
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
+        source.violations.append(Violation("", f"not valid YAML: {problem}", *place))
+        return source
+    except RecursionError:
+        source.violations.append(Violation("", "nested too deeply"))
         return source
     if node is not None:
-        source.value = _convert(node, (), source, yaml.SafeLoader(""))
+        try:
+            source.value = _convert(node, (), source, yaml.SafeLoader(""))
+        except _TooMuch:
+            source.violations.append(Violation("", f"expected at most {MOST_NODES} values, its aliases written out"))
+        except RecursionError:
+            source.violations.append(Violation("", "nested too deeply, or in itself"))
     return source
 
 
+class _TooMuch(Exception):
+    pass
+
+
 def _convert(node: yaml.Node, path: Path, source: Source, loader: yaml.SafeLoader) -> Any:
+    source.nodes += 1
+    if source.nodes > MOST_NODES:  # a few lines of aliases of aliases can stand for millions
+        raise _TooMuch
     source.places.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}

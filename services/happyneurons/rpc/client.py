@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 import grpc
 
-from happyneurons.errors import UnavailableError, UserError
+from happyneurons.errors import OverloadedError, UnavailableError, UserError
+from happyneurons.rpc.access import Access
 from happyneurons.rpc.errors import from_rpc_error, rpc_errors
 from happyneurons.rpc.limits import KEEPALIVE_S, MESSAGE_SIZE_OPTIONS
 
@@ -42,17 +43,18 @@ _SERVICE_CONFIG = {
 T = TypeVar("T")
 
 
-def connect(address: str, *, authority: str = "") -> grpc.Channel:
+def connect(address: str, access: Access | None = None, *, authority: str = "") -> grpc.Channel:
     """A channel to `host:port`. It connects with the first call, and again whenever it must.
 
+    access: how to get in; by default what the environment says (HPN_TLS_CA, HPN_TOKEN_FILE, …).
     authority: the name that the server's certificate must have, if it is not that of the address.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"server address {address!r}: write host:port, such as 127.0.0.1:50051")
-    return grpc.insecure_channel(
+    return (Access.from_environment() if access is None else access).channel(
         address,
-        options=[
+        [
             *MESSAGE_SIZE_OPTIONS,
             ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
             ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
@@ -67,10 +69,22 @@ def connect(address: str, *, authority: str = "") -> grpc.Channel:
     )
 
 
-def call(method: Any, request: Any, *, timeout_s: float = DEADLINE_S, peer: str = "the server") -> Any:
-    """The answer of a call that answers once. Raises the error that the server raised."""
-    with rpc_errors(peer):
-        return method(request, timeout=timeout_s)
+def call(
+    method: Any, request: Any, *, timeout_s: float = DEADLINE_S, peer: str = "the server", patient: bool = True
+) -> Any:  # fmt: skip
+    """The answer of a call that answers once. Raises the error that the server raised.
+
+    Who asks too often waits as long as the server says, within the call's time; not if not `patient`.
+    """
+    ends = time.monotonic() + timeout_s
+    while True:
+        try:
+            with rpc_errors(peer):
+                return method(request, timeout=max(0.001, ends - time.monotonic()))
+        except OverloadedError as error:
+            if not patient or isinstance(request, Iterator) or time.monotonic() + error.retry_after_s > ends:
+                raise
+            time.sleep(error.retry_after_s)
 
 
 def stream(method: Any, request: Any, *, timeout_s: float | None = None, peer: str = "the server") -> Iterator[Any]:

@@ -22,11 +22,14 @@ from happyneurons.errors import EXIT_TRY_AGAIN, HappyError, UserError
 
 DOMAIN = "happyneurons"
 RETRY_AFTER_S = 2
+TLS_HINT = "check HPN_TLS_CA, HPN_TLS_CERT and HPN_TLS_KEY (docs/security.md)"
 
 Code = grpc.StatusCode
 
 # The most special classes first: the first that fits counts.
 _CODES: list[tuple[type[HappyError], grpc.StatusCode]] = [
+    (errors.UnauthenticatedError, Code.UNAUTHENTICATED),
+    (errors.PermissionDeniedError, Code.PERMISSION_DENIED),
     (errors.OverloadedError, Code.RESOURCE_EXHAUSTED),
     (errors.ConflictError, Code.ALREADY_EXISTS),
     (errors.PreconditionError, Code.FAILED_PRECONDITION),
@@ -45,8 +48,8 @@ _BY_CODE: dict[grpc.StatusCode, type[HappyError]] = {
     Code.INVALID_ARGUMENT: errors.UserError,
     Code.OUT_OF_RANGE: errors.UserError,
     Code.RESOURCE_EXHAUSTED: errors.UserError,
-    Code.UNAUTHENTICATED: errors.UserError,
-    Code.PERMISSION_DENIED: errors.UserError,
+    Code.UNAUTHENTICATED: errors.UnauthenticatedError,
+    Code.PERMISSION_DENIED: errors.PermissionDeniedError,
     Code.ALREADY_EXISTS: errors.ConflictError,
     Code.FAILED_PRECONDITION: errors.PreconditionError,
     Code.NOT_FOUND: errors.NotFoundError,
@@ -71,7 +74,9 @@ def to_status(error: BaseException) -> status_pb2.Status:
         ]
         details.append(error_details_pb2.BadRequest(field_violations=fields))
     if error.exit_code == EXIT_TRY_AGAIN:
-        details.append(error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=RETRY_AFTER_S)))
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(1000 * getattr(error, "retry_after_s", RETRY_AFTER_S)))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return status_pb2.Status(code=_number(code), message=str(error), details=[_pack(d) for d in details])
 
 
@@ -82,11 +87,20 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "the server") -> HappyError
     text = call.details() or code.name
     status = rpc_status.from_call(call)
     if status is not None:
-        cls, violations = _details(status)
+        cls, violations, retry_after_s = _details(status)
+        if cls is not None and issubclass(cls, errors.OverloadedError):
+            return cls(text, retry_after_s)
         if cls is not None:
             return cls(text, violations) if issubclass(cls, UserError) else cls(text)
     if code is Code.UNAVAILABLE:
-        return errors.UnavailableError(f"{peer} does not answer ({text}); is it running?")
+        if any(word in text.lower() for word in ("handshake", "certificate", "ssl")):
+            return errors.UnavailableError(
+                f"{peer} and this client do not come to terms about TLS ({text}): {TLS_HINT}"
+            )
+        # How a server with TLS hangs up on plain text, and one that asks for certificates on a client without.
+        hung_up = any(word in text.lower() for word in ("socket closed", "connection reset"))
+        hint = f", and does it ask for TLS or a certificate? If so, {TLS_HINT}" if hung_up else "?"
+        return errors.UnavailableError(f"{peer} does not answer ({text}); is it running{hint}")
     if code is Code.DEADLINE_EXCEEDED:
         return errors.UnavailableError(f"{peer} did not answer in time; try again")
     if code is Code.UNIMPLEMENTED:
@@ -103,16 +117,21 @@ def rpc_errors(peer: str = "the server") -> Iterator[None]:
         raise from_rpc_error(error, peer) from error
 
 
-def _details(status: status_pb2.Status) -> tuple[type[HappyError] | None, list[tuple[str, str]]]:
+def _details(status: status_pb2.Status) -> tuple[type[HappyError] | None, list[tuple[str, str]], float | None]:
+    """The error's class, the fields that are wrong, and the seconds after which to try again."""
     cls: type[HappyError] | None = None
     violations: list[tuple[str, str]] = []
+    retry_after_s: float | None = None
     info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
     for detail in status.details:
         if detail.Unpack(info) and info.domain == DOMAIN:
             cls = _BY_NAME.get(info.reason, HappyError)
         elif detail.Unpack(bad_request):
             violations = [(v.field, v.description) for v in bad_request.field_violations]
-    return cls, violations
+        elif detail.Unpack(retry):
+            retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
+    return cls, violations, retry_after_s
 
 
 def _pack(detail: message.Message) -> any_pb2.Any:

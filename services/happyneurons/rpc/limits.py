@@ -12,3 +12,7 @@ MESSAGE_SIZE_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 ]
+
+MAX_STREAMS = 1000
+"""Streams that a server carries at a time, each on a thread of its own; the next one is refused with
+RESOURCE_EXHAUSTED. They never take the threads of calls that answer once."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from happyneurons.errors import NotFoundError, StoreAccessError, StoreError, UserError
+from happyneurons.store.roots import check_open
 from happyneurons.store.telemetry import Timed
 
 if TYPE_CHECKING:
@@ -41,7 +42,11 @@ def normalize_uri(uri: str) -> str:
 
 
 def local_path(uri: str) -> Path | None:
-    """Path of a file:// URI or plain path; None for remote URIs."""
+    """Path of a file:// URI or plain path; None for remote URIs.
+
+    Raises UserError where this process may not read it (see happyneurons.store.roots).
+    """
+    check_open(uri)
     if "://" not in uri:
         return Path(uri).expanduser().resolve()
     parts = urlsplit(uri)
@@ -63,6 +68,7 @@ class Store:
         import obstore.store
 
         self.uri = normalize_uri(uri)
+        check_open(self.uri)
         scheme = self.uri.split("://", 1)[0]
         try:
             if scheme == "file":

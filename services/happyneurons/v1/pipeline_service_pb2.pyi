@@ -95,12 +95,17 @@ class SubmitRunRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     PIPELINE_FIELD_NUMBER: _builtins.int
     DEFAULT_SITE_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client, up to 128 characters of [A-Za-z0-9_.:-]; the same for every repetition of one
     wish.
     """
     default_site: _builtins.str
     """Site of jobs that name none; empty: the orchestrator's default."""
+    project: _builtins.str
+    """Whose run it is: who may see and change it, where access is controlled. Letters, digits, _ . -; empty:
+    the caller's only project, or `default`.
+    """
     @_builtins.property
     def pipeline(self) -> _pipelines_pb2.PipelineSpec: ...
     def __init__(
@@ -109,10 +114,11 @@ class SubmitRunRequest(_message.Message):
         request_id: _builtins.str = ...,
         pipeline: _pipelines_pb2.PipelineSpec | None = ...,
         default_site: _builtins.str = ...,
+        project: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pipeline", b"pipeline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_site", b"default_site", "pipeline", b"pipeline", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_site", b"default_site", "pipeline", b"pipeline", "project", b"project", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -184,10 +190,13 @@ class ListRunsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """1 to 500; 0: 50."""
     page_token: _builtins.str
     """next_page_token of the page before; empty: from the latest."""
+    project: _builtins.str
+    """Only runs of this project; empty: of all that the caller may see."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_pipelines_pb2.RunState.ValueType]:
         """Only runs in one of these states; empty: all."""
@@ -198,10 +207,11 @@ class ListRunsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         states: _abc.Iterable[_pipelines_pb2.RunState.ValueType] | None = ...,
+        project: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "project", b"project", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -383,7 +393,9 @@ class DecideGateRequest(_message.Message):
     gate: _builtins.str
     decision: Global___GateDecision.ValueType
     decided_by: _builtins.str
-    """Who decides, where the server cannot know it, and what is to be said about it."""
+    """Who decides, where the server cannot know it (where access is controlled it does, and this is ignored),
+    and what is to be said about it.
+    """
     comment: _builtins.str
     def __init__(
         self,

@@ -31,9 +31,10 @@ class PipelineServiceStub:
     Everything a call does may happen more than once (clients retry, servers restart), and no call does
     harm by it; each comment says why. Besides the codes named below every call may give UNAVAILABLE (the
     store or the server is away, or another orchestrator leads; RetryInfo says when to try again),
-    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (a message over the size limit), UNAUTHENTICATED and
-    PERMISSION_DENIED (where access is controlled). Details follow google.rpc.Status: BadRequest names each
-    wrong field, ErrorInfo the kind of the error.
+    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (a message over the size limit; too many calls or streams at a time,
+    then with RetryInfo), UNAUTHENTICATED and PERMISSION_DENIED (where access is controlled; another project's
+    run is NOT_FOUND). Details follow google.rpc.Status: BadRequest names each wrong field, ErrorInfo the kind
+    of the error.
     """
 
     def __init__(self, channel):
@@ -115,9 +116,10 @@ class PipelineServiceServicer:
     Everything a call does may happen more than once (clients retry, servers restart), and no call does
     harm by it; each comment says why. Besides the codes named below every call may give UNAVAILABLE (the
     store or the server is away, or another orchestrator leads; RetryInfo says when to try again),
-    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (a message over the size limit), UNAUTHENTICATED and
-    PERMISSION_DENIED (where access is controlled). Details follow google.rpc.Status: BadRequest names each
-    wrong field, ErrorInfo the kind of the error.
+    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (a message over the size limit; too many calls or streams at a time,
+    then with RetryInfo), UNAUTHENTICATED and PERMISSION_DENIED (where access is controlled; another project's
+    run is NOT_FOUND). Details follow google.rpc.Status: BadRequest names each wrong field, ErrorInfo the kind
+    of the error.
     """
 
     def ValidatePipeline(self, request, context):
@@ -132,8 +134,10 @@ class PipelineServiceServicer:
         """Start a run. May be repeated with the same request_id: the answer is the first run. Without a
         request_id, repeating it starts another run (which reuses the jobs of the first).
 
-        INVALID_ARGUMENT: the pipeline has mistakes, each a field violation with its line; nothing was started.
+        INVALID_ARGUMENT: the pipeline has mistakes, each a field violation with its line, or reads what this
+        server may not read; nothing was started.
         ALREADY_EXISTS: request_id was used for another pipeline.
+        PERMISSION_DENIED: the caller has no such project.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -325,9 +329,10 @@ class PipelineService:
     Everything a call does may happen more than once (clients retry, servers restart), and no call does
     harm by it; each comment says why. Besides the codes named below every call may give UNAVAILABLE (the
     store or the server is away, or another orchestrator leads; RetryInfo says when to try again),
-    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (a message over the size limit), UNAUTHENTICATED and
-    PERMISSION_DENIED (where access is controlled). Details follow google.rpc.Status: BadRequest names each
-    wrong field, ErrorInfo the kind of the error.
+    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (a message over the size limit; too many calls or streams at a time,
+    then with RetryInfo), UNAUTHENTICATED and PERMISSION_DENIED (where access is controlled; another project's
+    run is NOT_FOUND). Details follow google.rpc.Status: BadRequest names each wrong field, ErrorInfo the kind
+    of the error.
     """
 
     @staticmethod

@@ -32,9 +32,10 @@ class PipelineServiceStub:
     Everything a call does may happen more than once (clients retry, servers restart), and no call does
     harm by it; each comment says why. Besides the codes named below every call may give UNAVAILABLE (the
     store or the server is away, or another orchestrator leads; RetryInfo says when to try again),
-    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (a message over the size limit), UNAUTHENTICATED and
-    PERMISSION_DENIED (where access is controlled). Details follow google.rpc.Status: BadRequest names each
-    wrong field, ErrorInfo the kind of the error.
+    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (a message over the size limit; too many calls or streams at a time,
+    then with RetryInfo), UNAUTHENTICATED and PERMISSION_DENIED (where access is controlled; another project's
+    run is NOT_FOUND). Details follow google.rpc.Status: BadRequest names each wrong field, ErrorInfo the kind
+    of the error.
     """
 
     @_typing.overload
@@ -49,8 +50,10 @@ class PipelineServiceStub:
     """Start a run. May be repeated with the same request_id: the answer is the first run. Without a
     request_id, repeating it starts another run (which reuses the jobs of the first).
 
-    INVALID_ARGUMENT: the pipeline has mistakes, each a field violation with its line; nothing was started.
+    INVALID_ARGUMENT: the pipeline has mistakes, each a field violation with its line, or reads what this
+    server may not read; nothing was started.
     ALREADY_EXISTS: request_id was used for another pipeline.
+    PERMISSION_DENIED: the caller has no such project.
     """
     GetRun: _grpc.UnaryUnaryMultiCallable[_pipeline_service_pb2.GetRunRequest, _pipeline_service_pb2.GetRunResponse]
     """A run as it stands. Changes nothing; may be repeated.
@@ -118,9 +121,10 @@ class PipelineServiceAsyncStub(PipelineServiceStub):
     Everything a call does may happen more than once (clients retry, servers restart), and no call does
     harm by it; each comment says why. Besides the codes named below every call may give UNAVAILABLE (the
     store or the server is away, or another orchestrator leads; RetryInfo says when to try again),
-    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (a message over the size limit), UNAUTHENTICATED and
-    PERMISSION_DENIED (where access is controlled). Details follow google.rpc.Status: BadRequest names each
-    wrong field, ErrorInfo the kind of the error.
+    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (a message over the size limit; too many calls or streams at a time,
+    then with RetryInfo), UNAUTHENTICATED and PERMISSION_DENIED (where access is controlled; another project's
+    run is NOT_FOUND). Details follow google.rpc.Status: BadRequest names each wrong field, ErrorInfo the kind
+    of the error.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -132,8 +136,10 @@ class PipelineServiceAsyncStub(PipelineServiceStub):
     """Start a run. May be repeated with the same request_id: the answer is the first run. Without a
     request_id, repeating it starts another run (which reuses the jobs of the first).
 
-    INVALID_ARGUMENT: the pipeline has mistakes, each a field violation with its line; nothing was started.
+    INVALID_ARGUMENT: the pipeline has mistakes, each a field violation with its line, or reads what this
+    server may not read; nothing was started.
     ALREADY_EXISTS: request_id was used for another pipeline.
+    PERMISSION_DENIED: the caller has no such project.
     """
     GetRun: _aio.UnaryUnaryMultiCallable[_pipeline_service_pb2.GetRunRequest, _pipeline_service_pb2.GetRunResponse]  # type: ignore[assignment]
     """A run as it stands. Changes nothing; may be repeated.
@@ -200,9 +206,10 @@ class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
     Everything a call does may happen more than once (clients retry, servers restart), and no call does
     harm by it; each comment says why. Besides the codes named below every call may give UNAVAILABLE (the
     store or the server is away, or another orchestrator leads; RetryInfo says when to try again),
-    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (a message over the size limit), UNAUTHENTICATED and
-    PERMISSION_DENIED (where access is controlled). Details follow google.rpc.Status: BadRequest names each
-    wrong field, ErrorInfo the kind of the error.
+    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (a message over the size limit; too many calls or streams at a time,
+    then with RetryInfo), UNAUTHENTICATED and PERMISSION_DENIED (where access is controlled; another project's
+    run is NOT_FOUND). Details follow google.rpc.Status: BadRequest names each wrong field, ErrorInfo the kind
+    of the error.
     """
 
     @_abc_1.abstractmethod
@@ -224,8 +231,10 @@ class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
         """Start a run. May be repeated with the same request_id: the answer is the first run. Without a
         request_id, repeating it starts another run (which reuses the jobs of the first).
 
-        INVALID_ARGUMENT: the pipeline has mistakes, each a field violation with its line; nothing was started.
+        INVALID_ARGUMENT: the pipeline has mistakes, each a field violation with its line, or reads what this
+        server may not read; nothing was started.
         ALREADY_EXISTS: request_id was used for another pipeline.
+        PERMISSION_DENIED: the caller has no such project.
         """
 
     @_abc_1.abstractmethod

@@ -304,6 +304,8 @@ class Run(_message.Message):
     SUBMIT_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     LAST_EVENT_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    SUBMITTED_BY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     uri: _builtins.str
     """STORE/runs/ID"""
@@ -314,6 +316,9 @@ class Run(_message.Message):
     """One line about what it waits for, or why it failed."""
     last_event: _builtins.int
     """Number of the latest event."""
+    project: _builtins.str
+    """Whose run it is, and who submitted it, where access is controlled."""
+    submitted_by: _builtins.str
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunJob]: ...
     @_builtins.property
@@ -343,10 +348,12 @@ class Run(_message.Message):
         submit_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         last_event: _builtins.int = ...,
+        project: _builtins.str = ...,
+        submitted_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["acquisition", b"acquisition", "end_time", b"end_time", "pipeline", b"pipeline", "submit_time", b"submit_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acquisition", b"acquisition", "end_time", b"end_time", "gates", b"gates", "id", b"id", "jobs", b"jobs", "last_event", b"last_event", "message", b"message", "name", b"name", "pipeline", b"pipeline", "state", b"state", "submit_time", b"submit_time", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acquisition", b"acquisition", "end_time", b"end_time", "gates", b"gates", "id", b"id", "jobs", b"jobs", "last_event", b"last_event", "message", b"message", "name", b"name", "pipeline", b"pipeline", "project", b"project", "state", b"state", "submit_time", b"submit_time", "submitted_by", b"submitted_by", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -457,6 +464,7 @@ class RunEvent(_message.Message):
     RUN_STATE_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
     GATE_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """1, 2, 3, … within a run. WatchRun resumes after it."""
     type: _builtins.str
@@ -467,6 +475,8 @@ class RunEvent(_message.Message):
     """One line for people."""
     run_state: Global___RunState.ValueType
     """The run's state after it."""
+    caller: _builtins.str
+    """Who asked for it, where a person or another program did and access is controlled."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -488,10 +498,11 @@ class RunEvent(_message.Message):
         run_state: Global___RunState.ValueType = ...,
         job: Global___RunJob | None = ...,
         gate: Global___Gate | None = ...,
+        caller: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["gate", b"gate", "job", b"job", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gate", b"gate", "job", b"job", "message", b"message", "number", b"number", "run_state", b"run_state", "subject", b"subject", "time", b"time", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "gate", b"gate", "job", b"job", "message", b"message", "number", b"number", "run_state", b"run_state", "subject", b"subject", "time", b"time", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -98,6 +98,7 @@ def selftest(store_uri: str | None) -> None:
 )
 @click.option("--drain-s", type=click.FloatRange(min=0), help=DRAIN_HELP)
 @click.option("--port-file", type=click.Path(path_type=Path), help="Write the bound host:port here once it serves.")
+@click.option("--security", type=click.Path(path_type=Path), help="Who may do what: docs/security.md [everybody].")
 def serve(
     store_uri: str,
     address: str,
@@ -107,6 +108,7 @@ def serve(
     max_queued: int | None,
     drain_s: float | None,
     port_file: Path | None,
+    security: Path | None,
 ) -> None:
     """Serve the StageService until SIGTERM."""
     from happyneurons.worker.server import serve_stage
@@ -114,7 +116,7 @@ def serve(
     try:
         serve_stage(
             store_uri, address, cores=cores, memory_gb=memory_gb, max_queued=max_queued, drain_s=drain_s,
-            metrics_address=metrics, port_file=port_file,
+            metrics_address=metrics, port_file=port_file, security_file=security,
         )  # fmt: skip
     except HappyError as error:
         click.echo(f"hpn-stage: {error}", err=True)

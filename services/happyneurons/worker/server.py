@@ -19,16 +19,19 @@ import grpc
 from pydantic import ValidationError
 
 from happyneurons._version import __version__
-from happyneurons.errors import ConflictError, NotFoundError, UnavailableError, UserError
+from happyneurons.errors import ConflictError, NotFoundError, PermissionDeniedError, UnavailableError, UserError
 from happyneurons.jobs.attempts import owner_id
+from happyneurons.jobs.locations import misplaced
 from happyneurons.jobs.spec import JobSpec, Resources, make_spec
 from happyneurons.jobs.stage import Stage
+from happyneurons.rpc.auth.server import Security
 from happyneurons.rpc.convert import from_struct, resources_from_message, stage_message
 from happyneurons.rpc.logs import tail_log
 from happyneurons.rpc.metrics_server import MetricsServer, new_registry
 from happyneurons.rpc.server import RpcServer, Service, write_port_file
 from happyneurons.stages import load_stage, loadable_stages
 from happyneurons.store.documents import Store
+from happyneurons.store.roots import VARIABLE, Roots, as_variable
 from happyneurons.v1 import jobs_pb2, stage_service_pb2_grpc
 from happyneurons.v1 import stage_service_pb2 as pb
 from happyneurons.worker.job_view import JobView, find_spec
@@ -45,8 +48,10 @@ WATCH_S = 0.5
 class StageServicer(stage_service_pb2_grpc.StageServiceServicer):
     """`stopping` ends the streams."""
 
-    def __init__(self, jobs: StageJobs, stopping: threading.Event) -> None:
+    def __init__(self, jobs: StageJobs, stopping: threading.Event, security: Security | None = None) -> None:
         self._jobs, self._store, self._stopping = jobs, jobs.store, stopping
+        self._roots = None if security is None else security.roots(jobs.store)
+        self._stages = () if security is None else security.config.stages
 
     def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeResponse:
         response = pb.DescribeResponse(
@@ -65,7 +70,11 @@ class StageServicer(stage_service_pb2_grpc.StageServiceServicer):
     def SubmitJob(self, request: pb.SubmitJobRequest, context: grpc.ServicerContext) -> pb.SubmitJobResponse:
         if request.request_id and not REQUEST_ID.match(request.request_id):
             raise _wrong("request_id", "up to 128 characters of A-Z a-z 0-9 _ . : -")
-        spec = _job_spec(request.spec)
+        if self._stages and request.spec.stage not in self._stages:
+            raise PermissionDeniedError(
+                f"stage {request.spec.stage!r}: this server runs {', '.join(self._stages)} only"
+            )
+        spec = _job_spec(request.spec, self._roots)
         resources = _resources(request.spec.resources)
         if request.request_id and not self._first(request.request_id, spec.key):
             view = self._known(spec.key)
@@ -163,16 +172,23 @@ def _stage(name: str) -> type[Stage[Any]]:
         raise NotFoundError(str(error)) from error
 
 
-def _job_spec(message: jobs_pb2.JobSpec) -> JobSpec:
-    """The spec of a request, with its key. Raises UserError with paths from the request's root."""
+def _job_spec(message: jobs_pb2.JobSpec, roots: Roots | None = None) -> JobSpec:
+    """The spec of a request, with its key. Raises UserError with paths from the request's root.
+
+    roots: where it may read; None: anywhere.
+    """
     if message.allow_failed_tasks < 0:
         raise _wrong("spec.allow_failed_tasks", "0 or more")
     stage = _stage(message.stage)
+    inputs, params = {name: list(uris.uris) for name, uris in message.inputs.items()}, from_struct(message.params)
     try:
+        if found := misplaced(stage, inputs, params, roots):
+            text = "; ".join(f"{path}: {expected}" for path, expected in found)
+            raise UserError(f"stage {stage.name}: {text}", found)
         return make_spec(
             stage,
-            inputs={name: list(uris.uris) for name, uris in message.inputs.items()},
-            params=from_struct(message.params),
+            inputs=inputs,
+            params=params,
             allow_failed_tasks=message.allow_failed_tasks,
         )
     except UserError as error:
@@ -201,24 +217,27 @@ class StageServer:
         max_queued: int | None = None,
         drain_s: float | None = None,
         metrics_address: str | None = None,
+        security: Security | None = None,
     ) -> None:
         """cores, memory_gb: what jobs may use together (default: all). Raises UserError.
 
         max_queued: jobs that may wait for them (default: no limit). drain_s: at the end attempts are asked to stop
         and waited for so long; by default they go on by themselves. metrics_address: host:port, for Prometheus.
+        security: who may do what; None: everybody.
         """
         store.check_writable()
         stopping = threading.Event()
         self._drain_s = drain_s
         self._jobs = StageJobs(store, cores, memory_gb, max_queued=max_queued)
-        servicer = StageServicer(self._jobs, stopping)
+        servicer = StageServicer(self._jobs, stopping, security)
         service = Service(
             SERVICE_NAME, lambda server: stage_service_pb2_grpc.add_StageServiceServicer_to_server(servicer, server)
         )
         registry = new_registry()
         registry.register(StageServerCollector(self._jobs))
-        self._rpc = RpcServer([service], address, registry=registry, stopping=stopping)
-        self._metrics = None if metrics_address is None else MetricsServer(metrics_address, registry)
+        self._rpc = RpcServer([service], address, registry=registry, stopping=stopping, security=security)
+        tls = None if security is None else security.metrics_tls
+        self._metrics = None if metrics_address is None else MetricsServer(metrics_address, registry, tls)
 
     @property
     def metrics_address(self) -> str | None:
@@ -253,20 +272,24 @@ def serve_stage(
     drain_s: float | None = None,
     metrics_address: str | None = None,
     port_file: Path | None = None,
+    security_file: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve until SIGTERM or SIGINT; attempts at work go on, or with `drain_s` are stopped.
 
     address, metrics_address: host:port (port 0: any). max_queued, drain_s: see StageServer. port_file: gets the
-    bound address once it serves, in one step.
+    bound address once it serves, in one step. security_file: docs/security.md.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     store = Store(store_uri)
+    security = None if security_file is None else Security.load(security_file)
+    if security is not None:
+        os.environ[VARIABLE] = as_variable(security.roots(store))  # for the ranks that are started from here
     with StageServer(
         store, address, cores=cores, memory_gb=memory_gb, max_queued=max_queued, drain_s=drain_s,
-        metrics_address=metrics_address,
+        metrics_address=metrics_address, security=security,
     ) as server:  # fmt: skip
         if port_file is not None:
             write_port_file(port_file, server.address)

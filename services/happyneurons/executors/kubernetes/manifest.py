@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import os
 import re
 import time
 import uuid
@@ -17,6 +18,7 @@ from happyneurons.errors import UserError
 from happyneurons.executors.base import Submission
 from happyneurons.executors.kubernetes.config import KubernetesAccess
 from happyneurons.jobs.spec import Resources, parse_job_uri
+from happyneurons.store.roots import VARIABLE as ALLOWED_ROOTS
 from happyneurons.worker.launch import Launch, stage_arguments, thread_variables
 
 Record = dict[str, Any]
@@ -118,6 +120,8 @@ def _fill(container: Record, submission: Submission, access: KubernetesAccess) -
     else:  # one more rank coordinates
         container["command"] = ["mpiexec", "-n", str(resources.ranks + 1), "hpn-stage", *arguments]
     own = [{"name": name, "value": value} for name, value in thread_variables(resources).items()]
+    if roots := os.environ.get(ALLOWED_ROOTS):  # where this server's ranks may read counts for these, too
+        own.append({"name": ALLOWED_ROOTS, "value": roots})
     names = {variable["name"] for variable in own}
     container["env"] = [v for v in container.get("env") or [] if v["name"] not in names] + own
     asked: Record = {"cpu": str(resources.cores)}

@@ -84,6 +84,7 @@ class AgglomerateParams(NetworkParams, StageParams):
         None,
         description="Path or URI of a table (CSV or JSON) with columns segment_a, segment_b and review: accept or "
         "reject, which override the scores",
+        json_schema_extra={"format": "uri-reference"},
     )
     skip_explored_fraction: float = Field(
         0.05,

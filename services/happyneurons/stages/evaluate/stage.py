@@ -21,6 +21,7 @@ class EvaluateParams(StageParams):
         description="Folder of a simulated acquisition (path or file:// URI). With it montage and alignment are "
         "measured, and truth labels are carried into the aligned frame; without it the truth lies in the "
         "segmentation's own frame",
+        json_schema_extra={"format": "uri-reference"},
     )
     fill: Literal["nearest", "none"] = Field(
         "nearest",

@@ -12,6 +12,7 @@ from pathlib import Path
 from happyneurons.acquisition.tiles import decode, read_header
 from happyneurons.errors import NotFoundError
 from happyneurons.store.documents import Store
+from happyneurons.store.roots import check_path
 
 Place = Path | str
 """A file's path, or the URI of an object in a cloud store."""
@@ -32,8 +33,9 @@ class TileFacts:
 
 
 def read_bytes(place: Place) -> bytes:
-    """What a file or object holds. Raises OSError, NotFoundError, StoreError."""
+    """What a file or object holds. Raises OSError, NotFoundError, StoreError; UserError where it may not be read."""
     if isinstance(place, Path):
+        check_path(place)  # lists and links name what they like
         return place.read_bytes()
     folder, _, name = place.rpartition("/")
     return _store(folder).get(name)

@@ -36,7 +36,8 @@ UNUSABLE = ("missing", "truncated", "wrong_size", "wrong_type")
 
 class IngestParams(StageParams):
     source: str = Field(
-        description="Folder of tiles (path or file:// URI), a TrakEM2 import list, or the URI of a batch document"
+        description="Folder of tiles (path or file:// URI), a TrakEM2 import list, or the URI of a batch document",
+        json_schema_extra={"format": "uri-reference"},
     )
     layout: Literal["auto", "happyneurons", "pattern", "trakem2", "batch"] = Field(
         "auto",
@@ -47,6 +48,7 @@ class IngestParams(StageParams):
         None,
         description="Names of the tiles below the folder: a format such as '{z}_{row}_{col}.png', or a regular"
         " expression with groups z, row, col; those left out are 0",
+        json_schema_extra={"format": "regex"},
     )
     pixel_size_nm: float | None = Field(None, gt=0, le=1e6, description="Default: what the metadata say")
     section_thickness_nm: float | None = Field(None, gt=0, le=1e6, description="Default: what the metadata say")
