@@ -50,6 +50,9 @@ class Reader(Volume, ABC):
     sections: bool = False
     """Whether whole sections are quicker to read than cubes."""
 
+    def check(self) -> None:  # noqa: B027  # most formats say everything when they are opened
+        """Look at what can be wrong without reading voxels. Once, before any work. Raises UserError."""
+
 
 @dataclass(frozen=True)
 class ReadOptions:

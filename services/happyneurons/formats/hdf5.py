@@ -33,14 +33,18 @@ class Hdf5Reader(Reader):
         pick_level(options.mip, 1, str(location))
         self.uri = f"h5://{path}?{location.inner or _only_dataset(path)}"
         self._volume = Hdf5Volume(self.uri)
-        self.dtype = self._volume.dtype
+        found = self._volume.dtype
+        if found.kind not in "uifb":
+            raise UserError(f"{self.uri}: voxels of type {found} are neither grey values nor labels")
+        self.dtype = np.dtype(np.uint8) if found.kind == "b" else found.newbyteorder("=")
         self.start_zyx, self.stop_zyx = self._volume.start_zyx, self._volume.stop_zyx
         self.voxel_size_nm_xyz = self._volume.voxel_size_nm_xyz
-        self.labels = {"segmentation": True, "image": False}.get(_kind(path, self.uri.partition("?")[2]))
+        kind, chunked = _about(path, self.uri.partition("?")[2])
+        self.labels, self.sections = {"segmentation": True, "image": False}.get(kind), not chunked
 
     def read(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
         with reading(self.uri, start_zyx, stop_zyx):
-            return self._volume.read(start_zyx, stop_zyx)
+            return self._volume.read(start_zyx, stop_zyx).astype(self.dtype, copy=False)
 
 
 def open_reader(location: Location, options: ReadOptions) -> Hdf5Reader:
@@ -67,11 +71,12 @@ def _only_dataset(path: Path) -> str:
     return found[0]
 
 
-def _kind(path: Path, dataset: str) -> str:
+def _about(path: Path, dataset: str) -> tuple[str, bool]:
+    """(what our writer called it, whether it is stored in chunks)."""
     import h5py
 
     with h5py.File(path, "r") as file:
-        return str(file[dataset].attrs.get("kind", ""))
+        return str(file[dataset].attrs.get("kind", "")), file[dataset].chunks is not None
 
 
 class Hdf5Writer(Writer):

@@ -79,3 +79,12 @@ def read_json(store: Store, path: str) -> Any | None:
         return None
     except ValueError as error:
         raise UserError(f"{store.url(path)}: not JSON ({error})") from None
+
+
+def absolute(uri: str) -> str:
+    """A volume's URI independent of the working folder; a prefix that says its format stays. Raises UserError."""
+    prefix = next((p for p in PREFIXES if uri.startswith(p)), "")
+    location = Location.parse(uri)
+    path = location.path
+    root = str(path) if prefix == "h5://" and path is not None else location.root
+    return f"{prefix}{root}" + (f"?{location.inner}" if location.inner else "")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from happyneurons.errors import UserError
 from happyneurons.formats.base import Reader, ReadOptions, VolumeInfo, Writer, WriteOptions
-from happyneurons.formats.location import Location
-from happyneurons.store.documents import Store
+from happyneurons.formats.location import Location, absolute
+from happyneurons.store.documents import Store, canonical_json
 
 
 @dataclass(frozen=True)
@@ -106,3 +108,30 @@ def _module(found: Format) -> Any:
                 f"{found.title} needs the package {error.name}: pip install 'happyneurons[formats]'"
             ) from None
         raise
+
+
+def identity(uri: str, name: str = "auto") -> str:
+    """What stands for a source's content in a job's key: its description, or its files' sizes and times.
+
+    Whoever changes voxels in place under the same description must give the volume another name.
+    """
+    location = Location.parse(uri)
+    found = FORMATS[name] if name != "auto" else recognize(location, uri)
+    path = location.path
+    if path is not None and path.is_file():
+        parts: list[Any] = [stat_of(path)]
+    else:
+        store = location.store()
+        if found.documents:
+            inner = [f"{location.inner}/{d}" for d in found.documents] if location.inner else []
+            documents = [d for d in [*found.documents, *inner] if store.exists(d)]
+            parts = [[d, hashlib.sha256(store.get(d)).hexdigest()] for d in documents]
+        else:
+            names = sorted(n for n in store.list("") if "/" not in n)
+            parts = [[n, stat_of(path / n) if path else store.stat(n)[0]] for n in names]
+    return hashlib.sha256(canonical_json([found.name, absolute(uri), parts])).hexdigest()
+
+
+def stat_of(path: Path) -> str:
+    found = path.stat()
+    return f"{found.st_size}:{found.st_mtime_ns}"
