@@ -134,7 +134,9 @@ def test_tiff_of_others(layout: str, tmp_path: Path) -> None:
 def test_knossos_files_are_as_knossos_reads_them(tmp_path: Path) -> None:
     write(tmp_path, "knossos", voxels("uint8"))
     root = tmp_path / "volume"
-    cube = np.fromfile(root / "mag1/x0000/y0000/z0000/volume_mag1_x0000_y0000_z0000.raw", np.uint8).reshape(128, 128, 128)
+    cube = np.fromfile(root / "mag1/x0000/y0000/z0000/volume_mag1_x0000_y0000_z0000.raw", np.uint8).reshape(
+        128, 128, 128
+    )
     inside = tuple(slice(a, b) for a, b in zip(START_ZYX, STOP_ZYX, strict=True))
     np.testing.assert_array_equal(cube[inside], voxels("uint8"))
     assert cube.sum(dtype=np.int64) == voxels("uint8").sum(dtype=np.int64)

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from happyneurons.formats.registry import FORMATS, WRITABLE, make_writer
-from tests.formats.volumes import OPTIONS, SIZE_NM_XYZ, START_ZYX, info_of, opened, voxels, whole, write, write_levels, write_n5
+from tests.formats.volumes import (
+    OPTIONS,
+    SIZE_NM_XYZ,
+    START_ZYX,
+    info_of,
+    opened,
+    voxels,
+    whole,
+    write,
+    write_levels,
+    write_n5,
+)
 
 CELLS = [
     (source, target, dtype)
@@ -36,7 +47,9 @@ def test_cell(source: str, target: str, dtype: str, sources: dict[tuple[str, str
     reader = opened(sources[source, dtype])
     array = whole(reader)
     labels = dtype != "uint8" if reader.labels is None else reader.labels
-    copy = opened(write(tmp_path, target, array, labels=labels, start_zyx=reader.start_zyx, size=reader.voxel_size_nm_xyz))
+    copy = opened(
+        write(tmp_path, target, array, labels=labels, start_zyx=reader.start_zyx, size=reader.voxel_size_nm_xyz)
+    )
     for volume in (reader, copy):
         np.testing.assert_array_equal(whole(volume), voxels(dtype))
         assert volume.dtype == np.dtype(dtype)

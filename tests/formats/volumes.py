@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from happyneurons.formats.base import Reader, ReadOptions, VolumeInfo, Writer, WriteOptions, triple
+from happyneurons.formats.base import Reader, ReadOptions, VolumeInfo, WriteOptions, Writer, triple
 from happyneurons.formats.blocks import boxes
 from happyneurons.formats.registry import make_writer, open_reader
 

@@ -50,7 +50,7 @@ class Reader(Volume, ABC):
     sections: bool = False
     """Whether whole sections are quicker to read than cubes."""
 
-    def check(self) -> None:  # noqa: B027  # most formats say everything when they are opened
+    def check(self) -> None:  # most formats say everything when they are opened
         """Look at what can be wrong without reading voxels. Once, before any work. Raises UserError."""
 
 
@@ -103,7 +103,7 @@ class Writer(ABC):
         if allowed is not None and info.dtype.name not in allowed:
             raise UserError(
                 f"{where}: {self.title} cannot hold {'labels' if info.labels else 'images'} of {info.dtype.name}, only "
-                f"{', '.join(allowed)}; choose a dtype that all values fit into (dtype={allowed[-1]}), or another format"
+                f"{', '.join(allowed)}; choose a dtype that all values fit into (dtype={allowed[-1]}) or another format"
             )
         if not self.negative and min(info.start_zyx) < 0:
             raise UserError(

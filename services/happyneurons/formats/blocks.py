@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def boxes(start_zyx: Triple, stop_zyx: Triple, grid_zyx: Triple, shape_zyx: Trip
 def _cuts(start: int, stop: int, grid: int, step: int) -> list[tuple[int, int]]:
     first = grid + ((start - grid) // step + 1) * step
     at = [start, *range(first, stop, step), stop]
-    return list(zip(at[:-1], at[1:], strict=True))
+    return list(pairwise(at))
 
 
 def parts(start_zyx: Sequence[int], stop_zyx: Sequence[int], edge: int) -> Iterator[Box]:

@@ -117,6 +117,7 @@ class Hdf5Writer(Writer):
             create.set_chunk(self._chunk)
             create.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             create.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            create.set_obj_track_times(False)  # the same bytes at any time
             links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
             links.set_create_intermediate_group(True)
             file = h5py.h5f.create(os.fsencode(new), h5py.h5f.ACC_TRUNC, fapl=access)

@@ -19,7 +19,7 @@ from typing import Any
 import cramjam
 import numpy as np
 
-from happyneurons.errors import NotFoundError, TaskError, UserError
+from happyneurons.errors import NotFoundError, UserError
 from happyneurons.formats.base import Reader, ReadOptions, Sizes, Writer, pick_channel, sizes, triple
 from happyneurons.formats.damage import reading
 from happyneurons.formats.location import Location, read_json
@@ -122,7 +122,7 @@ def read_cubes(
     first = np.floor_divide(start_zyx, CUBE_PX)
     for index in np.ndindex(*(-(-np.asarray(stop_zyx) // CUBE_PX) - first)):
         at = first + index
-        path = cube_path("", mag, at, suffix).rpartition("/")[0] + "/" + prefix
+        path = cube_path("", mag, at.tolist(), suffix).rpartition("/")[0] + "/" + prefix
         path += "_x{2:04d}_y{1:04d}_z{0:04d}".format(*at) + suffix
         corner = at * CUBE_PX
         low, high = np.maximum(start_zyx, corner), np.minimum(stop_zyx, corner + CUBE_PX)
@@ -138,12 +138,12 @@ def read_cubes(
 
 
 def decode_cube(data: bytes, dtype: np.dtype[Any]) -> np.ndarray:
-    """Raises TaskError, or whatever a decoder raises."""
+    """Raises ValueError, or whatever a decoder raises."""
     if dtype.itemsize == 8:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             data = bytes(cramjam.snappy.decompress_raw(archive.read(archive.namelist()[0])))
     if len(data) != CUBE_PX**3 * dtype.itemsize:
-        raise TaskError(
+        raise ValueError(
             f"a cube of {len(data)} bytes instead of {CUBE_PX**3 * dtype.itemsize} ({CUBE_PX}³ voxels of {dtype}); "
             "cubes of other sizes or types are not read"
         )
@@ -158,7 +158,7 @@ def encode_cube(cube_zyx: np.ndarray, name: str) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         # A ZipInfo of its own: the same bytes at any time.
-        archive.writestr(zipfile.ZipInfo(name), bytes(cramjam.snappy.compress_raw(data)), zipfile.ZIP_DEFLATED)
+        archive.writestr(zipfile.ZipInfo(name), bytes(cramjam.snappy.compress_raw(data)), zipfile.ZIP_DEFLATED, 1)
     return file.getvalue()
 
 
@@ -173,7 +173,7 @@ class KnossosWriter(Writer):
             ratios = np.divide(self.levels[level].voxel_size_nm_xyz, self.levels[0].voxel_size_nm_xyz)
             if not np.allclose(ratios, 2**level):
                 raise UserError(
-                    f"target {self.location}: magnifications of KNOSSOS are the same along all axes, those of voxels of "
+                    f"target {self.location}: KNOSSOS's magnifications are the same along all axes, those of voxels of "
                     f"{self.levels[0].voxel_size_nm_xyz} nm would not be; set num_mips to 0"
                 )
 
@@ -219,7 +219,7 @@ class KnossosWriter(Writer):
                 continue  # what is not there is zeros
             cube = np.zeros((CUBE_PX,) * 3, self.levels[level].dtype)
             cube[tuple(slice(*p) for p in zip(low - corner, high - corner, strict=True))] = part
-            path = cube_path(self._conf.name, 2**level, at, self._suffix)
+            path = cube_path(self._conf.name, 2**level, at.tolist(), self._suffix)
             name = path.rpartition("/")[2].removesuffix(".zip")
             self._store.put(path, encode_cube(cube, name))
 

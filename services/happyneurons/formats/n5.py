@@ -27,7 +27,9 @@ def open_reader(location: Location, options: ReadOptions) -> ArrayReader:
         pick_level(options.mip, 1, where)
         path, group, document = base.rstrip("/"), _above(store, base), own
     else:
-        levels = sorted((n for n in store.folders(base) if n[:1] == "s" and n[1:].isdecimal()), key=lambda n: int(n[1:]))
+        levels = sorted(
+            (n for n in store.folders(base) if n[:1] == "s" and n[1:].isdecimal()), key=lambda n: int(n[1:])
+        )
         if not levels:
             names = ", ".join(store.folders(base)[:20]) or "nothing"
             raise UserError(f"{where}: no N5 array there; name one: ?NAME ({names})")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from happyneurons.errors import UserError
-from happyneurons.formats.base import Reader, ReadOptions, VolumeInfo, Writer, WriteOptions
+from happyneurons.formats.base import Reader, ReadOptions, VolumeInfo, WriteOptions, Writer
 from happyneurons.formats.location import Location, absolute
 from happyneurons.store.documents import Store, canonical_json
 

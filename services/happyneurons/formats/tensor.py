@@ -15,6 +15,7 @@ from happyneurons.errors import HappyError, StoreAccessError, StoreError, TaskEr
 from happyneurons.formats.damage import damaged, system_error
 from happyneurons.store.documents import local_path
 
+
 def kvstore(uri: str) -> dict[str, Any]:
     """tensorstore's description of a folder: file:// and s3:// (any server: AWS_ENDPOINT_URL)."""
     path = local_path(uri)
@@ -43,9 +44,9 @@ def open_array(uri: str, driver: str, threads: int, metadata: dict[str, Any] | N
     if metadata is not None:
         spec["metadata"] = metadata
     try:
-        return ts.open(
-            spec, context=_context(threads), open=True, create=metadata is not None, read=True, write=metadata is not None
-        ).result()  # fmt: skip
+        make = metadata is not None
+        opened = ts.open(spec, context=_context(threads), open=True, create=make, read=True, write=make)
+        return opened.result()
     except Exception as error:
         found = _known(uri, error)
         if isinstance(found, (StoreError, StoreAccessError)):

@@ -88,8 +88,9 @@ class StackReader(Reader):
         if page.shape_yx != self._shape or page.dtype != self.dtype:
             (h, w), (height, width) = page.shape_yx, self._shape
             raise error(
-                f"{self.uri}: section {z} ({self._files[z]}) is {w}×{h} px {page.dtype}, the first one {width}×{height} "
-                f"px {self.dtype}; all sections of a volume have one size: crop or pad it, or align the sections first"
+                f"{self.uri}: section {z} ({self._files[z]}) is {w}×{h} px {page.dtype}, the first one "
+                f"{width}×{height} px {self.dtype}; sections of a volume have one size: crop or pad it, or align them "
+                "first"
             )
 
     @contextmanager
@@ -185,5 +186,3 @@ class TiffWriter(Writer):
 
     def read(self, level: int, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
         return StackReader(self.location, ReadOptions()).read(start_zyx, stop_zyx)
-
-

@@ -53,7 +53,7 @@ def _ome(tiff: Any) -> Sizes | None:
         pixels = next(e for e in ElementTree.fromstring(tiff.description).iter() if e.tag.endswith("}Pixels"))
     except (ElementTree.ParseError, StopIteration):
         return None
-    sizes = []
+    sizes: list[float] = []
     for axis in "XYZ":
         value = pixels.get(f"PhysicalSize{axis}")
         factor = _NM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))

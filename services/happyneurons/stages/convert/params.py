@@ -40,7 +40,8 @@ class ConvertParams(StageParams):
         None, description="Part of the source: minimum and maximum (exclusive), voxels of the level; default: all of it"
     )
     offset_xyz: Point | None = Field(
-        None, description="New coordinates of the source's first voxel (of the whole, not of the part); default: its own"
+        None,
+        description="New coordinates of the source's first voxel (of the whole, not of the part); default: its own",
     )
     voxel_size_nm_xyz: tuple[float, float, float] | None = Field(
         None, description="Voxel size, nm, of the level that is read; default: what the source says"
@@ -51,7 +52,9 @@ class ConvertParams(StageParams):
     shard_px: int = Field(
         256, ge=32, le=4096, description="Edge of what one file holds, voxels (WKW, Zarr 3); a power of two"
     )
-    compress: bool = Field(True, description="Compress without loss where the format can (not precomputed images, HDF5)")
+    compress: bool = Field(
+        True, description="Compress without loss where the format can (not precomputed images, HDF5)"
+    )
     fill_gaps: bool = Field(False, description="Sections missing in a stack of pictures are zeros, not an error")
     task_mb: int = Field(64, ge=1, le=65536, description="MB of voxels that a task holds; at least a file or chunk")
     verify: bool = Field(False, description="Read everything that was written once more, and compare")
