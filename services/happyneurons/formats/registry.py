@@ -76,9 +76,10 @@ def recognize(location: Location, uri: str = "") -> Format:
         raise UserError(f"{location}: there is nothing at {path}")
     if path is None or path.is_dir():
         store = Store(location.root)
-        for found in FORMATS.values():
-            if any(store.exists(document) for document in found.documents):
-                return found
+        for folder in ("", f"{location.inner}/")[: 1 + bool(location.inner)]:
+            for found in FORMATS.values():
+                if any(store.exists(folder + document) for document in found.documents):
+                    return found
         if any(p.lower().endswith((".tif", ".tiff", ".png")) and "/" not in p for p in store.list("")):
             return FORMATS["tiff"]
     by_name = named(location)

@@ -171,7 +171,7 @@ def _written(context: Context[ConvertParams], level: int, start: Sequence[int], 
         stop = [a + n for a, n in zip(start, block.shape, strict=True)]
         if not np.array_equal(writer.read(level, start, stop), block, equal_nan=block.dtype.kind == "f"):
             raise TaskError(f"{writer.location}: the box from {start} (zyx) reads otherwise than it was written")
-    data: dict[str, Any] = {"crc32c": crc32c.crc32c(memoryview(np.ascontiguousarray(block)))}
+    data: dict[str, Any] = {"crc32c": crc32c.crc32c(np.ascontiguousarray(block).data)}
     if _plan(context).levels[0].labels and level == 0:
         data["largest"] = int(block.max())
     return TaskResult(data, voxels=block.size, bytes=block.nbytes)
