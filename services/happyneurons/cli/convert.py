@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 from happyneurons.cli.options import json_option, parse_assignments, print_json
 from happyneurons.cli.stage import run_here
-from happyneurons.errors import UserError
+from happyneurons.errors import EXIT_USAGE, UserError
 
 FORMATS = ("precomputed", "hdf5", "tiff", "ome-zarr", "webknossos-wkw", "webknossos-zarr3", "knossos")
 
@@ -71,8 +72,10 @@ def convert(
         if found is None or found.writer is None:
             raise UserError(f"{target}: its name does not say a format; give one: --to {', '.join(FORMATS)}")
         target_format = found.name
+    ours = "/manifest.json#" in source  # a result of a job
     values: dict[str, Any] = {
-        "source": absolute(source), "source_format": source_format, "target": absolute(target), "format": target_format,
+        "source": None if ours else absolute(source), "source_format": source_format,
+        "target": absolute(target), "format": target_format,
         "kind": kind, "mip": mip, "num_mips": levels, "dtype": dtype, "verify": verify,
         "voxel_size_nm_xyz": _numbers(voxel_size, "--voxel-size-nm", float),
         "offset_xyz": _numbers(offset, "--offset", int),
@@ -80,11 +83,18 @@ def convert(
     }  # fmt: skip
     values = {name: value for name, value in values.items() if value is not None}
     values.update(parse_assignments(params, "--param"))
+    inputs = {"volume": [source]} if ours else {}
     own = store is None
-    root = f"{place.root}.hpn" if own else str(store)
-    result = run_here("convert", {}, values, root, ranks=ranks, quiet=as_json)
+    root = ".".join([place.root, *filter(None, [place.inner.replace("/", "-")]), "hpn"]) if own else str(store)
+    try:
+        result = run_here("convert", inputs, values, root, ranks=ranks, quiet=as_json)
+    except SystemExit as end:
+        # Refused before anything was written: there is nothing to go on with.
+        if own and end.code == EXIT_USAGE and not any(p.endswith("claim.json") for p in Store(root).list("artifacts")):
+            _remove(root)
+        raise
     if own:
-        _remove(Store(root))
+        _remove(root)
     uri = f"{absolute(target)}"
     if as_json:
         print_json({"target": uri, "format": target_format, "metrics": result["metrics"]})
@@ -93,15 +103,19 @@ def convert(
     click.echo(f"{uri}: {size}, {target_format}" + (", nothing to do" if result["reused"] else ""))
 
 
-def _remove(store: Any) -> None:
-    """The journal of a finished job."""
-    from happyneurons.store.documents import local_path
+def _remove(root: str) -> None:
+    """The journal of a finished job, and nothing else that somebody may have put there."""
+    from happyneurons.store.documents import Store, local_path
 
-    folder = local_path(store.uri)
+    folder = local_path(root)
     if folder is not None:
-        shutil.rmtree(folder)
+        for name in ("jobs", "artifacts", ".probe"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
         return
-    for path in list(store.list("")):
+    store = Store(root)
+    for path in [*store.list("jobs"), *store.list("artifacts")]:
         store.delete(path)
 
 

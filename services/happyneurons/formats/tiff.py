@@ -50,14 +50,11 @@ class StackReader(Reader):
             size, offset, self.labels = placement(first)
         if len(files) > 1 and self._pages_each > 1:
             raise UserError(f"{self.uri}: {next(iter(files.values()))} has {self._pages_each} pages; convert it alone")
-        # One file of many pages: its pages are the sections.
         self._multipage = self._pages_each > 1
-        z0 = offset[2] if (self._multipage or single) else min(files)
-        self._files = {z0 + i: next(iter(files.values())) for i in range(self._pages_each)} if single else files
-        if self._multipage and not single:
-            z0 = offset[2]
-            self._files = {z0 + i: next(iter(files.values())) for i in range(self._pages_each)}
-        self._z0 = z0
+        if single or self._multipage:  # the pages of one file are the sections
+            files = {offset[2] + i: next(iter(files.values())) for i in range(self._pages_each)}
+        self._files = files
+        self._z0 = z0 = min(files)
         count = max(self._files) + 1 - z0
         missing = sorted(set(range(z0, z0 + count)) - set(self._files))
         if missing and not options.fill_gaps:
