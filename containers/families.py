@@ -63,7 +63,9 @@ def requirements(family: Family) -> list[str]:
         if name not in wanted:
             raise LookupError(f"families.yaml: {family.name} is without {name}, which pyproject.toml does not ask for")
         del wanted[name]
-    return [*wanted.values(), *(r for extra in family.extras for r in project["optional-dependencies"][extra])]
+    below = load_families()[family.packages_from].extras if family.packages_from else ()
+    extras = dict.fromkeys([*below, *family.extras])
+    return [*wanted.values(), *(r for extra in extras for r in project["optional-dependencies"][extra])]
 
 
 def main(arguments: list[str]) -> int:

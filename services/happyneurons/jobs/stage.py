@@ -78,8 +78,11 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class OutputSpec:
+    """An output's kind and meaning. `optional`: depending on the job there is none."""
+
     kind: ArtifactKind
     description: str
+    optional: bool = False
 
 
 @dataclass(frozen=True)

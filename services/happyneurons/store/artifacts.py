@@ -23,6 +23,7 @@ model          `model.json` (architecture, normalization) and `weights.npz`.
 table          `table.json`: `{"columns": […], "rows": [[…], …]}`.
 pictures       PNG files and `index.json`.
 report         `report.json`: figures of an evaluation.
+volume_files   a volume in another format (WEBKNOSSOS, HDF5, …): `properties` say which (`format`) and where (`uri`).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from happyneurons.store.documents import Store
 
 ArtifactKind = Literal[
     "tile_set", "section_stack", "image_volume", "mask", "subvolumes", "segmentation",
-    "mesh_layer", "skeleton_layer", "model", "table", "pictures", "report",
+    "mesh_layer", "skeleton_layer", "model", "table", "pictures", "report", "volume_files",
 ]  # fmt: skip
 
 

@@ -102,12 +102,12 @@ def _hdf5(uri: str) -> Artifact:
     path, dataset = parse_h5_uri(uri)
     integer = volume.dtype.kind in "ui" and volume.dtype.itemsize > 1
     kind: ArtifactKind = "segmentation" if integer else "image_volume"
-    z, y, x = volume.stop_zyx
+    low, high = volume.start_zyx[::-1], volume.stop_zyx[::-1]
     return Artifact(
         kind=kind, uri=uri, data_uri=f"h5://{path}?{dataset}",
         digest=_digest(kind, path, dataset, _stat(path)),
         voxel_size_nm_xyz=volume.voxel_size_nm_xyz,
-        bounds=Bounds(minimum_xyz=(0, 0, 0), maximum_xyz=(x, y, z)),
+        bounds=Bounds(minimum_xyz=low, maximum_xyz=high),
         properties={"external": True},
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ are not halved until the others have caught up.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any, Literal
 
@@ -73,14 +73,26 @@ def write_level(uri: str, level: int, box: Box, method: Literal["mean", "mode"])
     """
     below, volume = PrecomputedVolume(uri, level - 1), PrecomputedVolume(uri, level)
     factors = factors_xyz(below.voxel_size_nm_xyz)[::-1]
-    wanted_start, wanted_stop = np.multiply(box[0], factors), np.multiply(box[1], factors)
-    start, stop = np.maximum(wanted_start, below.start_zyx), np.minimum(wanted_stop, below.stop_zyx)
-    found = below.read(start.tolist(), stop.tolist())
-    # A level's outermost voxels may reach beyond the volume: what lies at its face stands for that.
-    found = np.pad(found, list(zip(start - wanted_start, wanted_stop - stop, strict=True)), mode="edge")
-    halved = _most_frequent(found, factors) if method == "mode" else _mean(found, factors)
+    halved = halve(below.read, below.start_zyx, below.stop_zyx, factors, box, method)
     volume.write(box[0], halved)
     return int(halved.size)
+
+
+def halve(
+    read: Callable[[Sequence[int], Sequence[int]], np.ndarray],
+    start_zyx: Triple,
+    stop_zyx: Triple,
+    factors_zyx: Triple,
+    box: Box,
+    method: Literal["mean", "mode"],
+) -> np.ndarray:
+    """(z, y, x) array of a box of a level from the level below, which `read` reads and start and stop bound."""
+    wanted_start, wanted_stop = np.multiply(box[0], factors_zyx), np.multiply(box[1], factors_zyx)
+    start, stop = np.maximum(wanted_start, start_zyx), np.minimum(wanted_stop, stop_zyx)
+    found = read(start.tolist(), stop.tolist())
+    # A level's outermost voxels may reach beyond the volume: what lies at its face stands for that.
+    found = np.pad(found, list(zip(start - wanted_start, wanted_stop - stop, strict=True)), mode="edge")
+    return _most_frequent(found, factors_zyx) if method == "mode" else _mean(found, factors_zyx)
 
 
 def _most_frequent(labels: np.ndarray, factors_zyx: Triple) -> np.ndarray:
@@ -91,11 +103,18 @@ def _most_frequent(labels: np.ndarray, factors_zyx: Triple) -> np.ndarray:
 
 
 def _mean(image: np.ndarray, factors_zyx: Triple) -> np.ndarray:
-    """Means of 8 or 16 bit voxels, rounded half up: cutting them off would darken each level by 0.4 grey values."""
-    wide = np.uint16 if image.dtype.itemsize == 1 else np.uint32
+    """Means, those of whole numbers rounded half up: cutting them off would darken each level by 0.4 grey values."""
+    if image.dtype.kind == "f":
+        wide: Any = np.float64
+    elif image.dtype.kind == "u" and image.dtype.itemsize <= 2:
+        wide = np.uint16 if image.dtype.itemsize == 1 else np.uint32
+    else:
+        wide = np.int64
     total: Any = image.astype(wide)
     for axis, factor in enumerate(factors_zyx):
         if factor == 2:
             total = total.take(range(0, total.shape[axis], 2), axis) + total.take(range(1, total.shape[axis], 2), axis)
     count = int(np.prod(factors_zyx))
+    if image.dtype.kind == "f":
+        return np.asarray(total / count).astype(image.dtype)
     return np.asarray((total + np.asarray(count // 2, wide)) // np.asarray(count, wide)).astype(image.dtype)

@@ -61,15 +61,17 @@ class PrecomputedVolume:
         self.voxel_size_nm_xyz = (float(r[0]), float(r[1]), float(r[2]))
         self.chunk_zyx: Triple = _triple(self._cv.chunk_size[::-1])
         self.mips: int = len(self._cv.available_mips)
+        self.channels: int = int(self._cv.num_channels)
+        self.layer_type: str = str(self._cv.layer_type)
 
     @property
     def shape_zyx(self) -> Triple:
         return _triple(np.subtract(self.stop_zyx, self.start_zyx))
 
-    def read(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
+    def read(self, start_zyx: Sequence[int], stop_zyx: Sequence[int], channel: int = 0) -> np.ndarray:
         with volume_errors(self.uri, "volume_read"):
             block = self._cv[_slices(start_zyx, stop_zyx)]
-        return np.ascontiguousarray(np.asarray(block)[..., 0].T)
+        return np.ascontiguousarray(np.asarray(block)[..., channel].T)
 
     def write(self, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
         """Write a block whose faces lie on chunk borders or on the volume's own faces."""
@@ -80,7 +82,11 @@ class PrecomputedVolume:
 
 
 class Hdf5Volume:
-    """A (z, y, x) dataset of an HDF5 file, read in place. URI: `h5://FILE?DATASET`."""
+    """A (z, y, x) dataset of an HDF5 file, read in place. URI: `h5://FILE?DATASET`.
+
+    Attributes of the dataset tell voxel size and offset: `voxel_size_nm_xyz` or `voxel_size_nm_zyx` and
+    `voxel_offset_xyz` (ours), or `resolution` and `offset` in nm, zyx (CREMI and many others).
+    """
 
     def __init__(self, uri: str, voxel_size_nm_xyz: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> None:
         self.uri = uri
@@ -92,16 +98,20 @@ class Hdf5Volume:
             if data.ndim != 3:
                 raise UserError(f"{uri}: expected a (z, y, x) dataset, found shape {data.shape}")
             self.dtype = np.dtype(data.dtype)
-            self.stop_zyx: Triple = _triple(data.shape)
-            size = data.attrs.get("voxel_size_nm_xyz")
-            if size is None and "voxel_size_nm_zyx" in data.attrs:
-                size = data.attrs["voxel_size_nm_zyx"][::-1]
-        self.start_zyx: Triple = (0, 0, 0)
-        self.voxel_size_nm_xyz = voxel_size_nm_xyz if size is None else (float(size[0]), float(size[1]), float(size[2]))
+            shape = _triple(data.shape)
+            size = _attribute_xyz(data.attrs, "voxel_size_nm") or _attribute_xyz(data.attrs, "resolution", "zyx")
+            offset = _attribute_xyz(data.attrs, "voxel_offset")
+            offset_nm = _attribute_xyz(data.attrs, "offset", "zyx")
+        self.voxel_size_nm_xyz = (size[0], size[1], size[2]) if size else voxel_size_nm_xyz
+        if offset is None and offset_nm is not None and size is not None:
+            offset = tuple(round(nm / step) for nm, step in zip(offset_nm, size, strict=True))
+        self.start_zyx: Triple = _triple(offset[::-1] if offset else (0, 0, 0))
+        self._shape = shape
+        self.stop_zyx: Triple = _triple(np.add(self.start_zyx, shape))
 
     @property
     def shape_zyx(self) -> Triple:
-        return self.stop_zyx
+        return self._shape
 
     def _open(self) -> Any:
         import h5py
@@ -116,8 +126,20 @@ class Hdf5Volume:
     def read(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
         # Opened for each read: an h5py handle must not be carried over a fork or between threads.
         with self._open() as file:
-            box = tuple(slice(int(a), int(b)) for a, b in zip(start_zyx, stop_zyx, strict=True))
+            box = tuple(
+                slice(int(a) - o, int(b) - o) for a, b, o in zip(start_zyx, stop_zyx, self.start_zyx, strict=True)
+            )
             return np.asarray(file[self._dataset][box])
+
+
+def _attribute_xyz(attributes: Any, name: str, order: str = "") -> tuple[float, ...] | None:
+    """Three numbers of an HDF5 attribute in xyz order; None if there is none. The order may be in its name."""
+    for suffix in ("xyz", "zyx") if not order else ("",):
+        value = attributes.get(f"{name}_{suffix}" if suffix else name)
+        if value is not None and np.shape(value) == (3,) and np.asarray(value).dtype.kind in "uif":
+            numbers = tuple(float(v) for v in value)
+            return numbers[::-1] if (suffix or order) == "zyx" else numbers
+    return None
 
 
 def parse_h5_uri(uri: str) -> tuple[str, str]:

@@ -177,7 +177,8 @@ class Coordinator:
             if len(self.quarantined) > self.job.spec.allow_failed_tasks:
                 raise TasksFailedError(self._quarantine_report())
         result = stage.finish(context)
-        missing = set(stage.outputs) ^ set(result.outputs)
+        optional = {name for name, output in stage.outputs.items() if output.optional}
+        missing = (set(stage.outputs) ^ set(result.outputs)) - optional
         if missing:
             raise TypeError(f"stage {stage.name}: finish() and outputs disagree about {', '.join(sorted(missing))}")
         self._raise_if_stopped()

@@ -1,0 +1,185 @@
+"""Converting volumes, beside the peers that do the same.
+
+usage: PYTHONPATH=services python benchmarks/convert.py [--data ../shared/data] [--rounds 3] [--tile 1]
+       [--webknossos-python VENV/bin/python]
+
+Image and labels of FIB-25 (repeated `--tile` times along z), from and to formats that a peer converts,
+too: igneous transfers precomputed volumes, tensorstore copies arrays of Zarr 3, webknossos copies
+datasets from WKW to Zarr 3 and back. Ours is the whole job with its journal, in this process; theirs is
+the call, in this process or in one of the environment given, without its start. One thread each where
+that can be said. Sources and targets lie on the same file system; a round is ours, then theirs. Prints a
+line of JSON a case: MB of voxels a second, and how many times faster ours was (median, least, most).
+Every target is read back and compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from happyneurons.formats.base import ReadOptions, VolumeInfo, WriteOptions, triple
+from happyneurons.formats.blocks import boxes
+from happyneurons.formats.registry import make_writer, open_reader
+from happyneurons.store.documents import Store
+from happyneurons.worker.local import run_stage
+
+CHUNK_PX, SHARD_PX = 64, 256
+WEBKNOSSOS = """
+import json, sys, time
+from cluster_tools import get_executor
+from webknossos import Dataset
+if __name__ == "__main__":
+    source, target, data_format, edge, chunk = sys.argv[1:]
+    dataset = Dataset.open(source)
+    begin = time.perf_counter()
+    with get_executor("sequential") as executor:
+        dataset.copy_dataset(
+            target, data_format=data_format, shard_shape=(int(edge),) * 3, chunk_shape=(int(chunk),) * 3,
+            compress=True, executor=executor,
+        )
+    print(json.dumps(time.perf_counter() - begin))
+"""
+
+
+def write(path: Path, name: str, array: np.ndarray) -> str:
+    """A source. Returns its URI."""
+    info = VolumeInfo((0, 0, 0), triple(array.shape), (10.0, 10.0, 10.0), array.dtype, array.dtype.itemsize >= 4)
+    writer = make_writer(str(path), name, [info], WriteOptions(CHUNK_PX, SHARD_PX))
+    writer.prepare()
+    for start, stop in boxes(info.start_zyx, info.stop_zyx, writer.grid_zyx(0), writer.unit_zyx(0)):
+        writer.write(0, start, array[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))])
+    writer.close(int(array.max()))
+    return writer.uri()
+
+
+def ours(source: str, target: Path, name: str, folder: Path) -> float:
+    begin = time.perf_counter()
+    params = {"source": source, "target": str(target), "format": name, "chunk_px": CHUNK_PX, "shard_px": SHARD_PX}
+    run_stage(Store((folder / f"{target.name}.job").as_uri()), "convert", params=params)
+    return time.perf_counter() - begin
+
+
+def igneous(source: str, target: Path) -> float:
+    from igneous.task_creation import create_transfer_tasks
+    from taskqueue import LocalTaskQueue
+
+    begin = time.perf_counter()
+    queue = LocalTaskQueue(parallel=1, progress=False)
+    queue.insert(
+        create_transfer_tasks(
+            source, target.as_uri(), chunk_size=(CHUNK_PX,) * 3, skip_downsamples=True, compress=False,
+            encoding="compressed_segmentation" if "labels" in target.name else "raw",
+        )
+    )  # fmt: skip
+    queue.execute()
+    return time.perf_counter() - begin
+
+
+def tensorstore(source: str, target: Path) -> float:
+    import tensorstore as ts
+
+    from happyneurons.formats.location import Location
+
+    begin = time.perf_counter()
+    context = ts.Context({"data_copy_concurrency": {"limit": 1}, "file_io_sync": False})
+    folder = Location.parse(source).path
+    copy = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder}/0/"}}
+    array = ts.open(copy, context=context).result()
+    new = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{target}/0/"}}
+    made = ts.open(new, context=context, create=True, schema=array.schema, dimension_units=None).result()
+    made.write(array).result()
+    return time.perf_counter() - begin
+
+
+def webknossos(python: str, source: str, target: Path, data_format: str) -> float:
+    script = target.parent / "webknossos_copy.py"
+    script.write_text(WEBKNOSSOS)
+    folder = source.removeprefix("file://").partition("?")[0]
+    command = [python, str(script), folder, str(target), data_format, str(SHARD_PX), "32"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def same(uri: str, array: np.ndarray) -> bool:
+    reader = open_reader(uri, ReadOptions())
+    return bool(np.array_equal(reader.read(reader.start_zyx, reader.stop_zyx), array))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tile", type=int, default=1, help="how often the volumes are repeated along z")
+    parser.add_argument("--webknossos-python", help="Python of an environment with webknossos")
+    parser.add_argument("--only", help="part of a case's name")
+    options = parser.parse_args()
+    with h5py.File(options.data / "fib25" / "em.h5") as file:
+        image = np.tile(file["em"][()], (options.tile, 1, 1))
+    with h5py.File(options.data / "fib25" / "labels_z000-128.h5") as file:
+        labels = np.tile(file["labels"][()], (options.tile, 1, 1))
+    for kind, array in (("image", image), ("labels", labels)):
+        cases: list[tuple[str, str, str, Callable[[str, Path], float]]] = [
+            ("precomputed", "precomputed", "igneous", igneous),
+            ("ome-zarr", "ome-zarr", "tensorstore", tensorstore),
+        ]
+        if options.webknossos_python:
+            to = functools.partial(webknossos, options.webknossos_python)
+            cases += [
+                ("webknossos-wkw", "webknossos-zarr3", "webknossos", functools.partial(to, data_format="zarr3")),
+                ("webknossos-zarr3", "webknossos-wkw", "webknossos", functools.partial(to, data_format="wkw")),
+            ]
+        for source, target, peer, theirs in cases:
+            name = f"{source} → {target}, {kind} {array.dtype}"
+            if not options.only or options.only in name:
+                print(json.dumps(measure(name, kind, array, source, target, peer, theirs, options.rounds)), flush=True)
+
+
+def measure(
+    name: str,
+    kind: str,
+    array: np.ndarray,
+    source: str,
+    target: str,
+    peer: str,
+    theirs: Callable[[str, Path], float],
+    rounds: int,
+) -> dict[str, Any]:
+    """A case: ours and theirs in turn."""
+    seconds: dict[str, list[float]] = {"ours": [], peer: []}
+    with tempfile.TemporaryDirectory(prefix="hpn-convert-") as temporary:
+        folder = Path(temporary)
+        uri = write(folder / f"source_{kind}", source, array)
+        for number in range(rounds + 1):
+            mine, other = folder / f"ours_{kind}", folder / f"theirs_{kind}"
+            pair = ours(uri, mine, target, folder), theirs(uri, other)
+            if number:  # the first time is for imports and the file cache
+                seconds["ours"].append(pair[0])
+                seconds[peer].append(pair[1])
+            else:
+                for path in (mine, other):
+                    assert same(str(path), array) if target != "ome-zarr" else same(f"{path}?0", array), path
+            for path in (mine, other, folder / f"{mine.name}.job"):
+                shutil.rmtree(path)
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds[peer], strict=True)]
+    return {
+        "case": name, "peer": peer, "mb": round(array.nbytes / 1e6, 1),
+        "ours_mb_s": round(array.nbytes / 1e6 / statistics.median(seconds["ours"]), 1),
+        "peer_mb_s": round(array.nbytes / 1e6 / statistics.median(seconds[peer]), 1),
+        "times_faster": [round(r, 2) for r in (statistics.median(ratios), min(ratios), max(ratios))],
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Neuroglancer precomputed: the pipeline's own format, by the store's own code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from happyneurons.formats.base import Reader, ReadOptions, Writer, pick_channel, pick_level, triple
+from happyneurons.formats.damage import reading
+from happyneurons.formats.location import Location
+from happyneurons.store.pyramid import add_levels
+from happyneurons.store.volumes import PrecomputedVolume, Triple, create_volume
+
+
+class PrecomputedReader(Reader):
+    def __init__(self, location: Location, options: ReadOptions) -> None:
+        self.uri = location.root
+        first = PrecomputedVolume(self.uri)
+        self._volume = PrecomputedVolume(self.uri, pick_level(options.mip, first.mips, self.uri))
+        self._channel = pick_channel(options, self._volume.channels, self.uri)
+        self.dtype = self._volume.dtype
+        self.start_zyx, self.stop_zyx = self._volume.start_zyx, self._volume.stop_zyx
+        self.voxel_size_nm_xyz = self._volume.voxel_size_nm_xyz
+        self.labels = self._volume.layer_type == "segmentation"
+
+    def read(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
+        with reading(self.uri, start_zyx, stop_zyx):
+            return self._volume.read(start_zyx, stop_zyx, self._channel)
+
+
+def open_reader(location: Location, options: ReadOptions) -> PrecomputedReader:
+    return PrecomputedReader(location, options)
+
+
+class PrecomputedWriter(Writer):
+    format, title = "precomputed", "precomputed"
+    dtypes = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "float32")
+
+    def occupied(self) -> bool:
+        return self.location.target().exists("info")
+
+    def prepare(self) -> None:
+        info = self.levels[0]
+        create_volume(
+            self.location.root, start_zyx=info.start_zyx, stop_zyx=info.stop_zyx,
+            voxel_size_nm_xyz=info.voxel_size_nm_xyz, dtype=info.dtype.name,
+            layer_type="segmentation" if info.labels else "image", chunk_zyx=(self.options.chunk_px,) * 3,
+        )  # fmt: skip
+        add_levels(self.location.root, len(self.levels) - 1)
+
+    def unit_zyx(self, level: int) -> Triple:
+        return triple((self.options.chunk_px,) * 3)
+
+    def write(self, level: int, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
+        PrecomputedVolume(self.location.root, level).write(start_zyx, block_zyx)
+
+    def read(self, level: int, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
+        return PrecomputedVolume(self.location.root, level).read(start_zyx, stop_zyx)

@@ -1,0 +1,1 @@
+"""A volume from any format into any other."""

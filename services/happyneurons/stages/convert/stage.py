@@ -1,0 +1,231 @@
+"""convert: a volume from any format that is read into any that is written, chunk by chunk.
+
+A task is a box of whole chunks, shards or files of the target: no two tasks write to one file (HDF5:
+to one page of it). Voxels are moved, never resampled; levels of the pyramid are made from the level
+below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from happyneurons.errors import TaskError, UserError
+from happyneurons.jobs.stage import (
+    Context,
+    InputSpec,
+    Output,
+    OutputSpec,
+    Round,
+    Stage,
+    StageResult,
+    Task,
+    TaskResult,
+)
+from happyneurons.stages.convert.params import ConvertParams
+from happyneurons.store.artifacts import Bounds
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from happyneurons.formats.base import Reader, Writer
+    from happyneurons.stages.convert.plan import Plan
+
+PART_PX = 128
+"""Levels are made in cubes of this edge, so that a task's memory is its block and little more."""
+
+
+def _plan(context: Context[ConvertParams]) -> Plan:
+    from happyneurons.stages.convert.plan import make_plan
+
+    plan: Plan = context.once("plan", lambda: make_plan(context, _reader(context)))
+    return plan
+
+
+def _reader(context: Context[ConvertParams]) -> Reader:
+    from happyneurons.stages.convert.plan import open_source
+
+    reader: Reader = context.once("reader", lambda: open_source(context))
+    return reader
+
+
+def _writer(context: Context[ConvertParams]) -> Writer:
+    from happyneurons.formats.base import WriteOptions
+    from happyneurons.formats.registry import make_writer
+
+    def make() -> Writer:
+        params, plan = context.params, _plan(context)
+        options = WriteOptions(params.chunk_px, params.shard_px, params.compress, context.threads)
+        return make_writer(_target(context), params.format, plan.levels, options)
+
+    writer: Writer = context.once("writer", make)
+    return writer
+
+
+def _output(context: Context[ConvertParams]) -> str:
+    """Name of the output: what other stages read, or files in another format or at another place."""
+    if context.params.target is not None or context.params.format != "precomputed":
+        return "files"
+    return _plan(context).levels[0].kind
+
+
+def _target(context: Context[ConvertParams]) -> str:
+    if context.params.target is not None:
+        return context.params.target
+    folder = context.output_uri(_output(context))
+    return {"hdf5": f"{folder}/volume.h5"}.get(context.params.format, folder)
+
+
+def _claimed(context: Context[ConvertParams]) -> bool:
+    return context.params.target is None or context.output_store("files").exists("claim.json")
+
+
+class WriteBlocks(Round):
+    """Task: a box of the target at full resolution."""
+
+    name = "blocks"
+
+    def prepare(self, context: Context[ConvertParams]) -> None:
+        writer = _writer(context)
+        if context.params.target is not None:
+            # From now on what lies there is this job's: a later attempt goes on with it.
+            context.output_store("files").put_json("claim.json", {"target": context.params.target})
+        writer.prepare()
+
+    def plan(self, context: Context[ConvertParams]) -> Iterable[Task]:
+        yield from _tasks(context, 0)
+
+    def run(self, task: Task, context: Context[ConvertParams]) -> TaskResult:
+        from happyneurons.stages.convert.plan import cast
+
+        start, stop = task.payload["box"]
+        plan, reader = _plan(context), _reader(context)
+        low, high = plan.at_source(start), plan.at_source(stop)
+        block = cast(reader.read(low, high), plan.levels[0].dtype, reader.uri, low)
+        return _written(context, 0, start, block)
+
+
+class WriteLevel(Round):
+    """Task: a box of one level of the pyramid."""
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+        self.name = f"mip_{level}"  # type: ignore[misc]
+
+    def plan(self, context: Context[ConvertParams]) -> Iterable[Task]:
+        if self.level < len(_plan(context).levels):
+            yield from _tasks(context, self.level)
+
+    def run(self, task: Task, context: Context[ConvertParams]) -> TaskResult:
+        import numpy as np
+
+        from happyneurons.formats.blocks import parts
+        from happyneurons.store.pyramid import factors_xyz, halve
+
+        start, stop = task.payload["box"]
+        writer, levels = _writer(context), _plan(context).levels
+        below, own = levels[self.level - 1], levels[self.level]
+        factors = factors_xyz(below.voxel_size_nm_xyz)[::-1]
+        block = np.zeros([b - a for a, b in zip(start, stop, strict=True)], own.dtype)
+        for box in parts(start, stop, PART_PX):
+            inner = tuple(slice(a - o, b - o) for a, b, o in zip(*box, start, strict=True))
+            block[inner] = halve(
+                lambda low, high: writer.read(self.level - 1, low, high), below.start_zyx, below.stop_zyx, factors, box,
+                "mode" if own.labels else "mean",
+            )  # fmt: skip
+        return _written(context, self.level, start, block)
+
+
+class Close(Round):
+    """Task: whatever describes the finished volume."""
+
+    name = "close"
+
+    def plan(self, context: Context[ConvertParams]) -> Iterable[Task]:
+        yield Task("properties")
+
+    def run(self, task: Task, context: Context[ConvertParams]) -> TaskResult:
+        _writer(context).close(_largest(context))
+        return TaskResult()
+
+
+def _tasks(context: Context[ConvertParams], level: int) -> Iterable[Task]:
+    from happyneurons.formats.blocks import boxes, task_shape
+
+    writer, info = _writer(context), _plan(context).levels[level]
+    limit, sections = context.params.task_mb * 1_000_000, level == 0 and _reader(context).sections
+    shape = task_shape(writer.unit_zyx(level), info.shape_zyx, info.dtype.itemsize, limit, sections)
+    for start, stop in boxes(info.start_zyx, info.stop_zyx, writer.grid_zyx(level), shape):
+        name = "_".join(f"{a}-{b}" for a, b in zip(start, stop, strict=True))
+        yield Task(name.replace("--", "-m"), {"box": [list(start), list(stop)]})
+
+
+def _written(context: Context[ConvertParams], level: int, start: Sequence[int], block: np.ndarray) -> TaskResult:
+    """Write a box, look at it once more if asked, and say what was in it."""
+    import crc32c
+    import numpy as np
+
+    writer = _writer(context)
+    writer.write(level, start, block)
+    if context.params.verify:
+        stop = [a + n for a, n in zip(start, block.shape, strict=True)]
+        if not np.array_equal(writer.read(level, start, stop), block, equal_nan=block.dtype.kind == "f"):
+            raise TaskError(f"{writer.location}: the box from {start} (zyx) reads otherwise than it was written")
+    data: dict[str, Any] = {"crc32c": crc32c.crc32c(np.ascontiguousarray(block).data)}
+    if _plan(context).levels[0].labels and level == 0:
+        data["largest"] = int(block.max())
+    return TaskResult(data, voxels=block.size, bytes=block.nbytes)
+
+
+def _largest(context: Context[ConvertParams]) -> int:
+    return max((int(data.get("largest", 0)) for _, data in context.results(WriteBlocks.name)), default=0)
+
+
+class Convert(Stage[ConvertParams]):
+    name, version, summary = "convert", "1", "A volume from any format into any other"
+    Params = ConvertParams
+    inputs = {
+        "volume": InputSpec(
+            ("image_volume", "segmentation", "mask", "section_stack"), "the volume, unless `source` names it",
+            optional=True,
+        )
+    }  # fmt: skip
+    outputs = {
+        "image": OutputSpec("image_volume", "the volume as precomputed, if it is one of grey values", True),
+        "segmentation": OutputSpec("segmentation", "the volume as precomputed, if it is one of labels", True),
+        "files": OutputSpec("volume_files", "the volume in another format, or at `target`", True),
+    }
+
+    def fingerprint(self, params: ConvertParams) -> str | None:
+        from happyneurons.formats.registry import identity
+
+        return None if params.source is None else identity(params.source, params.source_format)
+
+    def check(self, context: Context[ConvertParams]) -> None:
+        if (context.params.source is None) == (context.optional_input("volume") is None):
+            raise UserError("convert: give either params.source or the input `volume`")
+        _reader(context).check()
+        writer = _writer(context)
+        if not _claimed(context) and writer.occupied():
+            raise UserError(
+                f"target {writer.location}: there is something already; remove it, or choose another place (another "
+                "layer: ?NAME)"
+            )
+
+    def rounds(self, context: Context[ConvertParams]) -> Sequence[Round]:
+        levels = [WriteLevel(level) for level in range(1, context.params.num_mips + 1)]
+        return [WriteBlocks(), *levels, Close()]
+
+    def finish(self, context: Context[ConvertParams]) -> StageResult:
+        plan, name, writer = _plan(context), _output(context), _writer(context)
+        info = plan.levels[0]
+        bounds = Bounds(minimum_xyz=info.start_zyx[::-1], maximum_xyz=info.stop_zyx[::-1])
+        properties = {
+            "source": _reader(context).uri, "format": writer.format, "uri": writer.uri(), "kind": info.kind,
+            "dtype": info.dtype.name, "levels": len(plan.levels),
+        }  # fmt: skip
+        metrics = {"voxels": float(bounds.shape_zyx[0] * bounds.shape_zyx[1] * bounds.shape_zyx[2])}
+        if info.labels:
+            metrics["largest_label"] = float(_largest(context))
+        output = Output(self.outputs[name].kind, info.voxel_size_nm_xyz, bounds, properties)
+        return StageResult({name: output}, metrics)
