@@ -17,12 +17,9 @@ def parse(program: click.Command, arguments: list[str]) -> click.Command:
     while isinstance(context.command, click.Group):
         name, command, rest = context.command.resolve_command(context, context.protected_args + context.args)
         assert command is not None, name
-        known = {option for parameter in command.params for option in parameter.opts}
         if isinstance(command, click.Group):
             context = command.make_context(name, rest, parent=context)
             continue
-        # Options of servers that land with security and metrics; left out until then.
-        rest = [a for a in rest if a.partition("=")[0] in known or not a.startswith(("--security=", "--metrics="))]
         context = command.make_context(name, rest, parent=context)
     return context.command
 

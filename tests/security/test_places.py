@@ -65,6 +65,18 @@ def test_nested_values_and_unknown_parameters_are_asked_too(tmp_path: Path) -> N
     assert set(found) == {"inputs.x", "params.unknown.deep[0]", "params.source"}
 
 
+def test_what_is_written_goes_to_the_store_only(tmp_path: Path) -> None:
+    roots = Roots([str(tmp_path / "store"), str(tmp_path / "raw")])
+
+    def refused(**params: str) -> set[str]:
+        return {path for path, _ in misplaced(load_stage("convert"), {}, params, roots)}
+
+    store, raw = str(tmp_path / "store/a"), str(tmp_path / "raw/b")
+    assert refused(source=raw, target=store) == refused(source=store, target=store) == set()
+    assert refused(source=store, target=raw) == refused(source=store, target="b") == {"params.target"}
+    assert refused(source="/etc", target=store) == {"params.source"}
+
+
 def test_ranks_ask_again_whatever_they_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists, sections and links inside of data can point anywhere, and may be changed after the request."""
     inside, outside = tmp_path / "in", tmp_path / "out"

@@ -1,8 +1,8 @@
-"""The one place where requests are asked where they would read: inputs and parameters that are paths or URIs.
+"""The one place where requests are asked where they would read and write: inputs and parameters that are paths or URIs.
 
-Fields of parameters say what their text is by `format` in their JSON Schema: `uri-reference` for a path
-or a URI, `regex` for a pattern. Other text counts as a path as soon as it looks like one, so a stage
-that does not say so (another package's) is refused too much rather than too little.
+Fields of parameters say what their text is by `format` in their JSON Schema: `uri-reference` for a path or a URI (with
+`written: true` one that the job writes to), `regex` for a pattern. Other text counts as a path as soon as it looks like
+one, so a stage that does not say so (another package's) is refused too much rather than too little.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def misplaced(
     """
     found: Found = []
 
-    def ask(path: str, text: str) -> None:
+    def ask(path: str, text: str, roots: Roots | None) -> None:
         opened = resolve(text)
         if opened is None:
             return
@@ -40,11 +40,13 @@ def misplaced(
 
     for name, uris in inputs.items():
         for number, uri in enumerate(uris):
-            ask(f"inputs.{name}[{number}]" if len(uris) > 1 else f"inputs.{name}", uri)
-    for path, text, kind in _texts(stage, params):
-        if kind == "uri-reference" or looks_like_a_location(text):
-            if kind != "regex":
-                ask(f"params.{path}", text)
+            ask(f"inputs.{name}[{number}]" if len(uris) > 1 else f"inputs.{name}", uri, roots)
+    for field, value in params.items():
+        kind, written = _field(stage, field)
+        where = roots.written if roots and written else roots
+        for path, text in _leaves(value, field):
+            if kind == "uri-reference" or (kind != "regex" and looks_like_a_location(text)):
+                ask(f"params.{path}", text, where)
     return found
 
 
@@ -54,16 +56,14 @@ def looks_like_a_location(text: str) -> bool:
 
 def text_format(stage: type[Stage[Any]], field: str) -> str:
     """`format` of a parameter's text, empty if it says none."""
+    return _field(stage, field)[0]
+
+
+def _field(stage: type[Stage[Any]], field: str) -> tuple[str, bool]:
+    """What a parameter, whether the stage knows it or not, says of its text: format, and whether it is written to."""
     known = stage.Params.model_fields.get(field)
     extra = known.json_schema_extra if known is not None else None
-    return str(extra.get("format", "")) if isinstance(extra, dict) else ""
-
-
-def _texts(stage: type[Stage[Any]], params: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """`(path, text, format)` of every text in the parameters, whether the stage knows the parameter or not."""
-    for field, value in params.items():
-        kind = text_format(stage, field)
-        yield from ((path, text, kind) for path, text in _leaves(value, field))
+    return (str(extra.get("format", "")), bool(extra.get("written"))) if isinstance(extra, dict) else ("", False)
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:

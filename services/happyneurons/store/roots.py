@@ -45,6 +45,11 @@ class Roots:
             else:
                 raise UserError(f"allowed_roots: {root}: expected a path, file://…, or BUCKET/PREFIX of s3, gs or az")
 
+    @property
+    def written(self) -> Roots:
+        """Where jobs may write: the store, which comes first. The others are for reading."""
+        return Roots(self.roots[:1])
+
     def problem(self, uri: str) -> str | None:
         """Why a URI may not be read, or None. It need not exist."""
         if secret_in(uri):

@@ -24,11 +24,15 @@ class ConvertParams(StageParams):
     """Parameters of the convert stage."""
 
     source: str | None = Field(
-        None, description="The volume: FOLDER, FILE or URI, and ?NAME for what is inside; default: the input `volume`"
+        None,
+        description="The volume: FOLDER, FILE or URI, and ?NAME for what is inside; default: the input `volume`",
+        json_schema_extra={"format": "uri-reference"},
     )
     source_format: SourceFormat = Field("auto", description="Format of the source; auto: found by its files")
     target: str | None = Field(
-        None, description="Where to write it, as FOLDER, FILE or URI[?NAME]; default: the job's own folder in the store"
+        None,
+        description="Where to write it, as FOLDER, FILE or URI[?NAME]; default: the job's own folder in the store",
+        json_schema_extra={"format": "uri-reference", "written": True},
     )
     format: TargetFormat = Field("precomputed", description="Format to write")
     kind: Literal["auto", "image", "segmentation"] = Field(
