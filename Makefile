@@ -66,6 +66,7 @@ lint: $(STAMP) ## ruff, mypy, import rules, buf, protos and boards up to date
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code >/dev/null
+	$(BIN)/buf breaking --against protos/v1.binpb
 	scripts/protos --check
 	$(BIN)/python -m charts.boards --check
 
@@ -78,6 +79,14 @@ format: $(STAMP) ## put code and protos into their one form
 .PHONY: protos
 protos: $(STAMP) ## generate services/happyneurons/v1 from protos/
 	scripts/protos
+
+.PHONY: promise
+promise: $(STAMP) ## what clients of v1 may rely on from now on: lint refuses protos that break it
+	$(BIN)/buf build -o protos/v1.binpb
+
+.PHONY: client-wheel
+client-wheel: $(STAMP) ## the client alone, as a wheel: dist/happyneurons_client-….whl
+	@scripts/client-wheel
 
 .PHONY: boards
 boards: $(STAMP) ## write the Grafana boards charts/happyneurons/dashboards from charts/boards

@@ -185,8 +185,10 @@ class Pipeline:
 
 
 def _installed(name: str) -> _StageNames:
-    from happyneurons.stages import load_stage
-
+    try:
+        from happyneurons.stages import load_stage
+    except ModuleNotFoundError:
+        raise UserError("no stages are installed here: say where to ask for them, Pipeline(…, client=client)") from None
     stage = load_stage(name)
     return _StageNames(list(stage.inputs), list(stage.Params.model_fields), list(stage.outputs), stage.summary)
 

@@ -132,7 +132,14 @@ class Run:
         return outputs[output].uri
 
     def open(self, name: str) -> Any:
-        """An output as arrays or values; see :func:`happyneurons.open`."""
-        from happyneurons.client.results import open_result
+        """An output as arrays or values; see :func:`happyneurons.open`.
 
+        Raises UserError where only the client is installed (happyneurons-client).
+        """
+        try:
+            from happyneurons.client.results import open_result
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"results are read by the whole package, this is the client alone: pip install happyneurons ({error})"
+            ) from None
         return open_result(self.output(name))
