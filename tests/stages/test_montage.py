@@ -283,6 +283,20 @@ def test_tiles_that_are_not_what_they_should_be_are_reported(tmp_path: Path, nam
     assert all(tile in document["reason"] for tile in apart)
 
 
+def test_tiles_of_noise_are_told_and_not_looked_at_again(tmp_path: Path) -> None:
+    def resin(z: int, tile: dict[str, Any], pixels: np.ndarray) -> np.ndarray:
+        shade = np.linspace(110, 140, pixels.shape[1])  # an uneven beam is no structure
+        noise = np.random.default_rng(tile["col"]).normal(shade, 8, pixels.shape)
+        return noise.astype(np.uint8) if z else pixels
+
+    result = Acquisition(tmp_path, rows=1, cols=2, width=200, height=200, overlap=40, sections=2, change=resin).run()
+    assert result.section(0)["status"] == "ok"
+    blank = result.section(1)
+    assert blank["status"] == "flagged"
+    assert "nothing but noise" in blank["reason"]
+    assert list(blank["sets_tried"]) == ["standard"]
+
+
 def test_missing_and_damaged_tiles_flag_their_section_only(tmp_path: Path) -> None:
     def damage(z: int, tile: dict[str, Any], pixels: np.ndarray) -> np.ndarray | None:
         if (tile["row"], tile["col"]) != (0, 1):

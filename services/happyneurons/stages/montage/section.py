@@ -13,7 +13,7 @@ from happyneurons.errors import TaskError
 from happyneurons.imaging.transforms import tile_prefix
 from happyneurons.stages.montage.exposure import exposures
 from happyneurons.stages.montage.lens import Lens
-from happyneurons.stages.montage.match import PairMatches, match_pair
+from happyneurons.stages.montage.match import PairMatches, featureless, match_pair
 from happyneurons.stages.montage.params import MatchSet, MontageParams
 from happyneurons.stages.montage.render import Box, Layer, blocks, render
 from happyneurons.stages.montage.sets import Stopwatch, Try, verdicts
@@ -179,6 +179,11 @@ def _best(
         if best is None or verdict.rank < best[1].rank:
             best = placement, verdict, settings
         if not verdict.reasons:
+            break
+        # No parameters find anything in resin, and looking everywhere takes longest.
+        if not found and all(featureless(reader.read(t)) for t in tiles):
+            reasons = (*verdict.reasons, "the tiles show nothing but noise")
+            best = placement, replace(verdict, reasons=reasons), settings
             break
         joined = {(p.a, p.b): p for p in placement.pairs} if verdict.seams_ok else {}
     assert best is not None
