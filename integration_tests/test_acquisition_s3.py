@@ -22,7 +22,7 @@ OPEN = """
 acquisition: {batch: 2, wait_s: 3600}
 jobs:
   ingest: {each: batch, params: {source: "${batch}", missing: mark}}
-  montage: {each: batch, inputs: {tiles: ingest.tiles}}
+  montage: {each: batch, inputs: {tiles: ingest.tiles}, params: {optics_sections: 0}}
   stack: {inputs: {stacks: montage.stack}}
 """
 
@@ -60,5 +60,6 @@ def test_tiles_on_s3_give_what_files_give(s3_store: Store, tmp_path: Path) -> No
     (tmp_path / "a/sections/000002/tile_r0_c1.tif").unlink()
     files = Store((tmp_path / "files").as_uri())
     tiles = run_stage(files, "ingest", params={"source": str(tmp_path / "a"), "missing": "mark"}).outputs["tiles"]
-    montage = run_stage(files, "montage", inputs={"tiles": tiles.uri}).outputs["stack"]
+    params = {"optics_sections": 0}
+    montage = run_stage(files, "montage", inputs={"tiles": tiles.uri}, params=params).outputs["stack"]
     np.testing.assert_array_equal(on_s3, pictures(montage.uri))

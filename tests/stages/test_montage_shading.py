@@ -21,11 +21,11 @@ def darkened(pixels: np.ndarray, radial: float) -> np.ndarray:
     return np.clip(np.rint(pixels * np.exp(radial * (x**2 + y[:, np.newaxis] ** 2))), 0, 255).astype(np.uint8)
 
 
-def acquisition(folder: Path, radial: float, sections: int = 6) -> Acquisition:
+def acquisition(folder: Path, radial: float, sections: int = 6, rows: int = 2) -> Acquisition:
     def change(z: int, tile: dict[str, Any], pixels: np.ndarray) -> np.ndarray:
         return darkened(pixels, radial)
 
-    return Acquisition(folder, rows=2, cols=2, width=SIZE, height=SIZE, overlap=40, sections=sections, change=change)
+    return Acquisition(folder, rows=rows, cols=2, width=SIZE, height=SIZE, overlap=40, sections=sections, change=change)
 
 
 def unevenness(result: Result) -> float:
@@ -42,24 +42,32 @@ def unevenness(result: Result) -> float:
 def test_shading_that_all_tiles_share_is_found_and_removed_whatever_their_exposure(tmp_path: Path) -> None:
     made = acquisition(tmp_path, -0.12)
     evened, left = made.run(), made.run(shading=False)
-    assert evened.manifest.metrics["shading_radial"] == pytest.approx(-0.12, abs=0.015)
-    assert "shading_radial" not in left.manifest.metrics
+    for name in ("shading_x", "shading_y"):
+        assert evened.manifest.metrics[name] == pytest.approx(-0.12, abs=0.015)
+        assert name not in left.manifest.metrics
     assert unevenness(evened) < 0.5 * unevenness(left)
 
 
 def test_optics_of_an_earlier_stack_serve_one_section_that_could_not_tell_them(tmp_path: Path) -> None:
     earlier = acquisition(tmp_path / "a", -0.12).run().stack.store().get_json("optics.json")
-    assert earlier["shading_radial"] == pytest.approx(-0.12, abs=0.015)
+    assert earlier["shading_x"] == pytest.approx(-0.12, abs=0.015)
     one = acquisition(tmp_path / "b", -0.12, sections=1)
     assert unevenness(one.run(optics=earlier)) < 0.5 * unevenness(one.run())
 
 
 def test_no_shading_is_made_of_tissue_and_exposure(tmp_path: Path) -> None:
-    assert "shading_radial" not in acquisition(tmp_path, 0.0).run().manifest.metrics
+    assert "shading_x" not in acquisition(tmp_path, 0.0).run().manifest.metrics
+
+
+def test_tiles_side_by_side_say_nothing_of_up_and_down(tmp_path: Path) -> None:
+    metrics = acquisition(tmp_path, -0.12, rows=1).run().manifest.metrics
+    assert metrics["shading_x"] == pytest.approx(-0.12, abs=0.015)
+    assert metrics["shading_y"] == 0
 
 
 def test_part_of_a_tile_is_corrected_as_the_whole_would_be() -> None:
-    shading, rng = Shading(SIZE, 200, -0.1), np.random.default_rng(0)
+    # By the longer side's half: the shorter side has less of it.
+    shading, rng = Shading(SIZE, 200, -0.1, -0.1 * (199 / (SIZE - 1)) ** 2), np.random.default_rng(0)
     flat = rng.integers(60, 180, (200, SIZE)).astype(np.uint8)
     whole = shading.corrected(darkened(flat, -0.1), 0, 0)
     part = shading.corrected(darkened(flat, -0.1)[50:120, 30:200], 30, 50)

@@ -26,13 +26,14 @@ class Optics:
     def known(known: KnownOptics) -> Optics:
         """As the parameter says."""
         width, height = known.tile_width_px, known.tile_height_px
-        shading = Shading(width, height, known.shading_radial) if known.shading_radial else None
+        shaded = known.shading_x or known.shading_y
+        shading = Shading(width, height, known.shading_x, known.shading_y) if shaded else None
         return Optics(Lens(width, height, (known.lens_radial_px, known.lens_spiral_px)), shading)
 
     def figures(self) -> dict[str, float]:
         """What was found, by name."""
         figures = {} if self.lens is None else self.lens.figures()
-        return figures if self.shading is None else figures | {"shading_radial": self.shading.radial}
+        return figures if self.shading is None else figures | self.shading.figures()
 
     def document(self) -> dict[str, Any] | None:
         """As the parameter `optics` takes it; None if nothing was found."""

@@ -87,7 +87,12 @@ class KnownOptics(BaseModel):
     tile_height_px: int = Field(ge=1, le=1_000_000, description="Their height (px)")
     lens_radial_px: float = Field(0.0, ge=-1000, le=1000, description="Barrel or pincushion (px at half a side)")
     lens_spiral_px: float = Field(0.0, ge=-1000, le=1000, description="Spiral distortion (px at half a side)")
-    shading_radial: float = Field(0.0, ge=-3, le=3, description="Log brightness at half a side less that of the middle")
+    shading_x: float = Field(
+        0.0, ge=-3, le=3, description="Log brightness of the rims left and right less the middle's"
+    )
+    shading_y: float = Field(
+        0.0, ge=-3, le=3, description="Log brightness of the upper and lower rim less the middle's"
+    )
 
 
 class MontageParams(StageParams):

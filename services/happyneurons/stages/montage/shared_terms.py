@@ -63,14 +63,24 @@ def agreement(contributions: Iterable[Mapping[str, Any]]) -> Agreement | None:
             rights.append(np.array(data["right"]))
     if size is None or len(normals) < 2:
         return None
-    normal, right = np.sum(normals, axis=0), np.sum(rights, axis=0)
-    # Also where nothing was said at all.
+    normal, right = np.stack(normals), np.stack(rights)
+    kept = np.zeros(right.shape[1])
+    # Some coefficients nothing may have been said about: they stay 0.
+    weight = np.diag(normal.sum(axis=0))
+    told = np.flatnonzero(weight > 1e-6 * weight.max())
+    if len(told):
+        kept[told] = _significant(normal[:, told][:, :, told], right[:, told])
+    return Agreement(size[0], size[1], tuple(float(c) for c in kept))
+
+
+def _significant(normals: Floats, rights: Floats) -> Floats:
+    """(t,) coefficients from the sections' (s, t, t) and (s, t) equations; 0 where they may be chance."""
+    normal = normals.sum(axis=0)
     if not np.linalg.cond(normal) < 1e9:
-        return None
-    solution = np.linalg.solve(normal, right)
-    apart = np.stack([r - n @ solution for n, r in zip(normals, rights, strict=True)])
+        return np.zeros(len(normal))
+    solution = np.linalg.solve(normal, rights.sum(axis=0))
+    apart = rights - np.einsum("sij,j->si", normals, solution)
     inverse = np.linalg.inv(normal)
     variance = inverse @ np.einsum("si,sj->ij", apart, apart) @ inverse * len(apart) / (len(apart) - 1)
     least = float(stdtrit(len(apart) - 1, 1 - _LARGEST_CHANCE / 2))
-    kept = np.where(np.abs(solution) > least * np.sqrt(np.diag(variance)), np.round(solution, 4), 0.0)
-    return Agreement(size[0], size[1], tuple(float(c) for c in kept))
+    return np.where(np.abs(solution) > least * np.sqrt(np.diag(variance)), np.round(solution, 4), 0.0)
