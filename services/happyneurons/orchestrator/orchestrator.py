@@ -216,9 +216,9 @@ class Orchestrator:
         """Begin a run's log, unless that was done: by whoever took the same request, or by the leader."""
         with driver.changed:
             if driver.status.last_event == 0:
-                spec = load_run_spec(self.store, driver.status.run_id) or {}
+                by = driver.status.spec.get("submitted_by")
                 try:
-                    driver.record("run_submitted", **({"by": by} if (by := spec.get("submitted_by")) else {}))
+                    driver.record("run_submitted", **({"by": by} if by else {}))
                 except LogConflictError:
                     driver.observe()
 
