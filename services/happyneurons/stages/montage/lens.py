@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse.linalg import splu
 
-from happyneurons.stages.montage.shared_terms import Contribution, agreement
+from happyneurons.stages.montage.shared_terms import Contribution, OfTiles, agreement
 
 Floats = NDArray[np.float64]
 
@@ -28,11 +28,9 @@ _SAMPLES = 33
 
 
 @dataclass(frozen=True)
-class Lens:
-    """Displacement of the px of tiles of width × height px: coefficients (of TERMS) in px at half the longer side."""
+class Lens(OfTiles):
+    """Displacement of the px of tiles: coefficients (of TERMS) in px at half the longer side."""
 
-    width: int
-    height: int
     coefficients: tuple[float, ...]
 
     @property
@@ -46,10 +44,6 @@ class Lens:
     def figures(self) -> dict[str, float]:
         """Its coefficients by name."""
         return {f"lens_{name}": value for name, value in zip(TERMS, self.coefficients, strict=True)}
-
-    def fits(self, tiles: Iterable[Any]) -> bool:
-        """Whether all tiles are of the size that it was found for."""
-        return all((t.width, t.height) == (self.width, self.height) for t in tiles)
 
 
 def terms(width: int, height: int, xy: ArrayLike) -> Floats:

@@ -19,28 +19,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from happyneurons.stages.montage.match import PairMatches
-from happyneurons.stages.montage.shared_terms import Contribution, agreement
+from happyneurons.stages.montage.shared_terms import Contribution, OfTiles, agreement
 from happyneurons.stages.montage.tiles import Tile
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Shading:
-    """Log brightness of tiles of width × height px: x · u² + y · v², with u, v from -1 to 1 across the tile."""
+class Shading(OfTiles):
+    """Log brightness of tiles: x · u² + y · v², with u, v from -1 to 1 across the tile."""
 
-    width: int
-    height: int
     x: float
     y: float
 
     def figures(self) -> dict[str, float]:
         """Its coefficients by name."""
         return {"shading_x": self.x, "shading_y": self.y}
-
-    def fits(self, tiles: Iterable[Tile]) -> bool:
-        """Whether all tiles are of the size that it was found for."""
-        return all((t.width, t.height) == (self.width, self.height) for t in tiles)
 
     def gain(self, xy: ArrayLike) -> Floats:
         """(n,) what grey values at tile px (n, 2) have to be multiplied by; its mean over the tile is about 1."""

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from happyneurons.stages.montage.tiles import Tile
+
 Floats = NDArray[np.float64]
 
 # A coefficient is used if chance alone would make it so large in fewer stacks than this.
@@ -21,11 +23,21 @@ _LARGEST_CHANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Contribution:
-    """What the seams of one section of tiles of width × height px say: normal (t, t), right (t,)."""
+class OfTiles:
+    """Something that is true of tiles of width × height px."""
 
     width: int
     height: int
+
+    def fits(self, tiles: Iterable[Tile]) -> bool:
+        """Whether all tiles are of that size."""
+        return all((t.width, t.height) == (self.width, self.height) for t in tiles)
+
+
+@dataclass(frozen=True)
+class Contribution(OfTiles):
+    """What the seams of one section say: normal (t, t), right (t,)."""
+
     normal: Floats
     right: Floats
 
@@ -39,11 +51,9 @@ class Contribution:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """The coefficients (t,) that sections of tiles of width × height px agree on; 0 where they do not."""
+class Agreement(OfTiles):
+    """The coefficients (t,) that sections agree on; 0 where they do not."""
 
-    width: int
-    height: int
     coefficients: tuple[float, ...]
 
 
