@@ -7,15 +7,14 @@ out a request and loses the answer. It runs no jobs: tests move them along thems
 
 from __future__ import annotations
 
-import contextlib
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from .http_standin import Answer, HttpServer
 
 NOW = "2030-01-01T00:00:00"
 Record = dict[str, Any]
@@ -34,41 +33,14 @@ class StandIn:
         """How long the answer to a POST of jobs takes, after it was carried out."""
         self.add("sites", name="box", path="/site", last_refresh=NOW, allowed_projects=["p"], queued_jobs={})
         self.add("apps", name="HappyStage", site_id=1)
-        standin = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-
-            def answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                status, document = standin.handle(
-                    self.command, self.path, self.headers.get("Authorization", ""), json.loads(body) if body else None
-                )
-                text = json.dumps(document).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            do_GET = do_POST = do_PUT = do_PATCH = answer
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-            def handle(self) -> None:
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # who asked did not wait
-                    super().handle()
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        self._http = HttpServer(self._answer)
+        self.url = self._http.url
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._http.close()
+
+    def _answer(self, method: str, target: str, headers: Any, body: bytes) -> Answer:
+        return self.handle(method, target, headers.get("Authorization", ""), json.loads(body) if body else None)
 
     def add(self, kind: str, **fields: Any) -> Record:
         number = len(self.records[kind]) + 1

@@ -22,12 +22,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import kubernetes_validate
+
+from .http_standin import Answer, HttpServer
 
 VERSION = "1.37"
 JOBS = re.compile(r"/apis/batch/v1/namespaces/(?P<ns>[^/]+)/jobs(?:/(?P<name>[^/]+))?$")
@@ -65,43 +66,8 @@ class StandIn:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.RLock()
         self._closed = threading.Event()
-        standin = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-
-            def answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                try:
-                    document = standin.handle(self.command, self.path, self.headers, body)
-                    status = 201 if self.command == "POST" else 200
-                except _Refused as error:
-                    status = error.status
-                    document = {"kind": "Status", "status": "Failure", "message": error.message, "code": status}
-                if standin.lose_answers:
-                    self.close_connection = True
-                    return
-                text = document if isinstance(document, bytes) else json.dumps(document).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            do_GET = do_POST = do_PATCH = do_DELETE = answer
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-            def handle(self) -> None:
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    super().handle()
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        self._http = HttpServer(self._answer)
+        self.url = self._http.url
         self._controller = threading.Thread(target=self._control, daemon=True)
         self._controller.start()
 
@@ -111,8 +77,16 @@ class StandIn:
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        self._server.shutdown()
-        self._server.server_close()
+        self._http.close()
+
+    def _answer(self, method: str, target: str, headers: Any, body: bytes) -> Answer:
+        try:
+            document = self.handle(method, target, headers, body)
+            status = 201 if method == "POST" else 200
+        except _Refused as error:
+            status = error.status
+            document = {"kind": "Status", "status": "Failure", "message": error.message, "code": status}
+        return None if self.lose_answers else (status, document)
 
     def kubeconfig(self, path: Path) -> Path:
         """A file by which clients find it, as user `tester` in the namespace `lab`."""
