@@ -292,8 +292,8 @@ class Hindrance(NamedTuple):
     login: bool = False
 
 
-def explain(error: globus_sdk.GlobusError) -> Hindrance:
-    """What an error of the SDK means for the watcher."""
+def explain(error: globus_sdk.GlobusError, named: str = "--globus-source and --globus-target") -> Hindrance:
+    """What an error of the SDK means. named: what the user should check if Globus refuses."""
     import globus_sdk
 
     if not isinstance(error, globus_sdk.GlobusAPIError):
@@ -308,7 +308,7 @@ def explain(error: globus_sdk.GlobusError) -> Hindrance:
         return Hindrance(f"Globus does not take the login (any more; {status}: {said}): {what}", login=True)
     if error.info.consent_required or error.info.authorization_parameters:
         return Hindrance(f"Globus wants a consent or a new login for this collection ({status}: {said})", login=True)
-    text = f"Globus refuses ({status}: {said}): check --globus-source and --globus-target"
+    text = f"Globus refuses ({status}: {said}): check {named}"
     return Hindrance(text, LONGEST_PAUSE_S, refused=True)
 
 

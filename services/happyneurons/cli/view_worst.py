@@ -62,7 +62,7 @@ def mistake_links(viewer: Viewer, evaluated: Evaluated, count: int) -> list[dict
     found = []
     for mistake in worst_mistakes(evaluated.report, count):
         state = mistake_state(
-            viewer.artifacts, viewer.server.data_url, mistake, evaluated.segmentation, evaluated.truth
+            viewer.artifacts, viewer.data_url, mistake, evaluated.segmentation, evaluated.truth
         )  # fmt: skip
         links = {"url": viewer.server.page_url(state), "demo_url": link(state)}
         found.append({"text": str(mistake), **asdict(mistake), **links})

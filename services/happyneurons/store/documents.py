@@ -153,6 +153,32 @@ class Store:
         with file.open("rb") as source, _errors(self, path, "put"):
             obstore.put(self._backend, path, source, max_concurrency=4)  # of pieces of 5 MiB
 
+    def put_web(
+        self, path: str, data: bytes | Iterator[bytes], *, media_type: str = "", encoding: str | None = None
+    ) -> str:
+        """`put`, with the headers that a web server will send with it; returns its entity tag.
+
+        data: pieces are uploaded as they come. Folders keep no headers: they must not be given any encoding.
+        """
+        import obstore
+
+        headers = {"Content-Type": media_type, "Content-Encoding": encoding}
+        known = {name: value for name, value in headers.items() if value}
+        attributes: Any = None if self.uri.startswith(("file:", "memory:")) else known
+        with _errors(self, path, "put"):
+            answer = obstore.put(self._backend, path, data, attributes=attributes or None, max_concurrency=4)
+        return str(answer["e_tag"] or "")
+
+    def entries(self, prefix: str) -> Iterator[tuple[str, int, str]]:
+        """(path, length in bytes, entity tag) of the documents below a folder. Whatever is written anew has another
+        tag: of a local file it is made of its inode, time of change and length."""
+        import obstore
+
+        with _errors(self, prefix, "list"):
+            for page in obstore.list(self._backend, prefix=prefix.rstrip("/") or None):
+                for meta in page:
+                    yield meta["path"], int(meta["size"]), str(meta["e_tag"] or "")
+
     def pieces(self, path: str) -> Iterator[bytes]:
         """The document's bytes in pieces of some MiB. Raises NotFoundError, StoreError."""
         # Ranges: obstore's own stream takes more than twice as long for local files.

@@ -14,6 +14,7 @@ import numpy as np
 
 from happyneurons.errors import UserError
 from happyneurons.store.artifacts import Artifact, Bounds
+from happyneurons.viewer.points import points_layer
 
 DEMO = "https://neuroglancer-demo.appspot.com/"
 SHOWN_SEGMENTS = 20
@@ -33,7 +34,8 @@ def neuroglancer_state(
 ) -> dict[str, Any]:
     """State that shows artifacts as layers, in the order given; images first is best.
 
-    Mesh and skeleton layers join the segmentation that they were made of, or the only one there is.
+    Mesh and skeleton layers join the segmentation that they were made of, or the only one there is;
+    tables with positions become points (see :mod:`happyneurons.viewer.points`).
     selected: segments shown in 3D, in all layers or by layer name; by default the largest that have a
     mesh or a skeleton.
     Raises UserError if there is nothing that Neuroglancer can show.
@@ -53,7 +55,9 @@ def neuroglancer_state(
             if stack and artifact.properties.get("mask"):
                 layers.append({**_label_layer(f"{name} mask", [f"{url}/mask"], []), "visible": False})
         elif artifact.kind == "mask":
-            layers.append({**_label_layer(name, [url], []), "visible": False})
+            # Its classes are few and mostly large: seen through, and out of the way of segments.
+            alone = not any(a.kind == "segmentation" for a in artifacts.values())
+            layers.append({**_label_layer(name, [url], []), "notSelectedAlpha": 0.35, "visible": alone})
         elif artifact.kind == "segmentation":
             parts = {n: a for n, a in artifacts.items() if _made_of(a, artifact, artifacts)}
             taken |= set(parts)
@@ -62,12 +66,19 @@ def neuroglancer_state(
     for name, artifact in artifacts.items():
         if artifact.kind in ("mesh_layer", "skeleton_layer") and name not in taken:
             layers.append(_label_layer(name, [f"precomputed://{address(name)}"], chosen(name, [artifact])))
+    space = _space(artifacts)
+    for name, artifact in artifacts.items():
+        if artifact.kind == "table":
+            size_nm = [edge * 1e9 for edge, _ in space["dimensions"].values()] if space else (1.0, 1.0, 1.0)
+            points = points_layer(name, artifact, size_nm)
+            if points is not None:
+                layers.append(points)
     if not layers:
         raise UserError(
             f"nothing to show in Neuroglancer: {', '.join(a.kind for a in artifacts.values()) or 'no artifacts'}"
         )
     return {
-        **_space(artifacts),
+        **space,
         "layers": layers,
         "layout": layout,
         "showSlices": False,
