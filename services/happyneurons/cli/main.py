@@ -35,6 +35,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("happyneurons.cli.convert:convert", "Write a volume in another format."),
     "evaluate": ("happyneurons.cli.evaluate:evaluate", "Score a segmentation against ground truth."),
     "view": ("happyneurons.cli.view:view", "Open results in Neuroglancer."),
+    "preview": ("happyneurons.cli.gallery:preview", "Draw results into PNG files."),
+    "gallery": ("happyneurons.cli.gallery:gallery", "Write a page of a run's pictures and figures."),
     "publish": ("happyneurons.cli.publish:publish", "Copy results to where browsers can read them."),
     "acquire": ("happyneurons.cli.acquire:acquire", "Feed a run from a microscope, or simulate one."),
     "security": ("happyneurons.cli.security:security", "Tokens, and checks of a server's security file."),

@@ -199,14 +199,10 @@ def outputs_of(run: pipelines_pb2.Run) -> dict[str, tuple[str, str]]:
 
 def select(found: Mapping[str, tuple[str, str]], only: tuple[str, ...], everything: bool) -> dict[str, str]:
     """What to show of a run: name → URI. Raises UserError if there is nothing."""
-    for name in only:
-        if not any(_matches(key, name) for key in found):
-            raise UserError(f"--only {name}: the run has {', '.join(found) or 'no results (yet)'}")
+    found = named(found, only)
     # Most tables are figures: those with places are shown when they are asked for.
     shown = {key: v for key, v in found.items() if v[0] in IMAGES + ON_TOP + (POINTS if only else ())}
-    if only:
-        shown = {key: v for key, v in shown.items() if any(_matches(key, name) for name in only)}
-    elif not everything:
+    if not only and not everything:
         # Intermediate results lie in other frames: the last picture is the one that was segmented.
         volumes = [key for key, (kind, _) in shown.items() if kind == "image_volume"]
         pictures = volumes or [key for key, (kind, _) in shown.items() if kind == "section_stack"]
@@ -217,6 +213,14 @@ def select(found: Mapping[str, tuple[str, str]], only: tuple[str, ...], everythi
         raise UserError("the run has no results (yet) that can be shown; `hpn status RUN` says what it has")
     order = {kind: place for place, kind in enumerate(IMAGES + ON_TOP + POINTS)}
     return {key: uri for key, (kind, uri) in sorted(shown.items(), key=lambda item: order[item[1][0]])}
+
+
+def named(found: Mapping[str, tuple[str, str]], only: Sequence[str]) -> Mapping[str, tuple[str, str]]:
+    """Those of a run's outputs that `only` names, all if it names none. Raises UserError for other names."""
+    for name in only:
+        if not any(_matches(key, name) for key in found):
+            raise UserError(f"--only {name}: the run has {', '.join(found) or 'no results (yet)'}")
+    return {key: v for key, v in found.items() if not only or any(_matches(key, name) for name in only)}
 
 
 def serve_until_signal() -> None:

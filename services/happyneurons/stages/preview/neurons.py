@@ -46,7 +46,7 @@ def render(
     rgb = np.tile(np.array(PAPER_RGB, dtype=np.float32), (w * h, 1))
     if not meshes:
         return _finish(rgb, depth, width_px, height_px, None)
-    turn = _rotation(*view_degrees)
+    turn = rotation(*view_degrees)
     corners = np.array([(v.min(0), v.max(0)) for v, _ in meshes.values()], dtype=np.float64)
     centre = (corners[:, 0].min(0) + corners[:, 1].max(0)) / 2
     turned = {label: (v - centre) @ turn.T for label, (v, _) in meshes.items()}
@@ -72,7 +72,7 @@ def render(
     return _finish(rgb, depth, width_px, height_px, px_per_nm / SUPERSAMPLING)
 
 
-def _rotation(azimuth: float, elevation: float) -> NDArray[np.float64]:
+def rotation(azimuth: float, elevation: float) -> NDArray[np.float64]:
     """Rows: right, down and away from the eye, in volume coordinates; a right-handed frame: no mirroring."""
     a, e = np.deg2rad(azimuth), np.deg2rad(elevation)
     right = np.array([np.cos(a), np.sin(a), 0.0])
@@ -157,7 +157,7 @@ def _finish(
     rgb: NDArray[np.float32], depth: NDArray[np.float32], width: int, height: int, px_per_nm: float | None
 ) -> NDArray[np.uint8]:
     """Contours at jumps of depth, supersampling undone, scale bar."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image
 
     s = SUPERSAMPLING
     image, z = rgb.reshape(height * s, width * s, 3), depth.reshape(height * s, width * s)
@@ -171,13 +171,21 @@ def _finish(
     small = image.reshape(height, s, width, s, 3).mean(axis=(1, 3))
     picture = Image.fromarray(np.clip(np.rint(small), 0, 255).astype(np.uint8))
     if px_per_nm is not None:
-        length_nm = _round_length(width / 5 / px_per_nm)
-        bar = round(length_nm * px_per_nm)
-        draw = ImageDraw.Draw(picture)
-        draw.rectangle((20, height - 26, 20 + bar, height - 22), fill=(40, 40, 40))
-        text = f"{length_nm / 1000:g} µm" if length_nm >= 1000 else f"{length_nm:g} nm"
-        draw.text((20, height - 46), text, fill=(40, 40, 40), font=ImageFont.load_default(15))
+        draw_scale(picture, px_per_nm)
     return np.asarray(picture)
+
+
+def draw_scale(picture: Any, px_per_nm: float) -> None:
+    """Draw a bar of a round length into the lower left corner of a Pillow image."""
+    from PIL import ImageDraw, ImageFont
+
+    width, height = picture.size
+    length_nm = _round_length(width / 5 / px_per_nm)
+    bar = round(length_nm * px_per_nm)
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((20, height - 26, 20 + bar, height - 22), fill=(40, 40, 40))
+    text = f"{length_nm / 1000:g} µm" if length_nm >= 1000 else f"{length_nm:g} nm"
+    draw.text((20, height - 46), text, fill=(40, 40, 40), font=ImageFont.load_default(15))
 
 
 def _round_length(length_nm: float) -> float:

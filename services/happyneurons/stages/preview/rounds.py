@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from happyneurons.errors import HappyError, TaskError
 from happyneurons.jobs.stage import Context, Round, Task, TaskResult
+from happyneurons.stages.preview.drawing import PLANES, draw, image_uri
 from happyneurons.store.artifacts import Artifact
 from happyneurons.store.volumes import open_volume
 
 if TYPE_CHECKING:
     from happyneurons.stages.preview.stage import PreviewParams
 
+T = TypeVar("T")
+
 PICTURES = "pictures"
 _SECTION = re.compile(r"^sections/(\d+)\.json$")
-LABELS = ("mask", "segmentation")
-
-
-def _image_uri(artifact: Artifact) -> str:
-    return f"{artifact.data_uri}/image" if artifact.kind == "section_stack" else artifact.data_uri
+_BOX = re.compile(r"^(-?\d+_-?\d+_-?\d+)\.npz$")
+WHOLE = {"mesh_layer": "neurons", "skeleton_layer": "skeletons", "table": "table", "report": "figures"}
+"""Kinds that one picture shows, and the name of that view."""
 
 
 def _place(artifact: Artifact) -> str:
@@ -37,13 +36,31 @@ def _sections(artifact: Artifact, params: PreviewParams) -> list[int]:
         matches = (_SECTION.match(path) for path in artifact.store().list("sections"))
         there = sorted(int(m[1]) for m in matches if m)
     else:
-        volume = open_volume(_image_uri(artifact))
+        volume = open_volume(image_uri(artifact))
         there = list(range(volume.start_zyx[0], volume.stop_zyx[0]))
     if params.sections:
         return [z for z in sorted(set(params.sections)) if z in set(there)]
-    # The middles of equal parts: the first and the last section are seldom typical.
-    picks = {there[int((i + 0.5) * len(there) / params.samples)] for i in range(params.samples)} if there else set()
-    return sorted(picks)
+    return _spread(there, params.samples)
+
+
+def _spread(there: Sequence[T], count: int) -> list[T]:
+    """The middles of equal parts: the first and the last one are seldom typical."""
+    picks = sorted({int((i + 0.5) * len(there) / count) for i in range(count)}) if there else []
+    return [there[i] for i in picks]
+
+
+def _other_views(artifact: Artifact, params: PreviewParams) -> dict[str, list[str]]:
+    """Views of an artifact that are no planes of a volume → names of what each shows ("": all of it)."""
+    if artifact.kind in WHOLE:
+        return {WHOLE[artifact.kind]: [""]}
+    if artifact.kind == "subvolumes":
+        boxes = sorted(m[1] for m in (_BOX.match(path) for path in artifact.store().list("")) if m)
+        return {"box": _spread(boxes, params.samples)}
+    if artifact.kind == "model" and not artifact.data_uri.startswith("ckpt://"):
+        there = list(artifact.store().list(""))
+        samples = sorted(path for path in there if path.startswith("samples/") and path.endswith(".png"))
+        return {"curves": [""] if "history.json" in there else [], "sample": samples[-1:]}
+    return {}
 
 
 class Draw(Round):
@@ -55,13 +72,17 @@ class Draw(Round):
         params: PreviewParams = context.params
         for number, artifact in enumerate(context.inputs["results"]):
             stem = f"{number:02d}_{artifact.kind}"
-            if artifact.kind == "mesh_layer":
-                yield Task(key=f"{stem}_neurons", payload={"input": number, "view": "neurons", "index": 0})
+            for view, names in _other_views(artifact, params).items():
+                for name in names:
+                    ending = f"_{name}".replace("/", "_") if name else ""
+                    payload = {"input": number, "view": view, "index": 0, "name": name}
+                    yield Task(key=f"{stem}_{view}{ending}", payload=payload)
+            if artifact.kind not in PLANES:
                 continue
             for z in _sections(artifact, params):
                 yield Task(key=f"{stem}_xy_{z:06d}", payload={"input": number, "view": "xy", "index": z})
             if params.cuts and artifact.kind != "tile_set":
-                volume = open_volume(_image_uri(artifact))
+                volume = open_volume(image_uri(artifact))
                 for view, axis in (("xz", 1), ("yz", 2)):
                     middle = (volume.start_zyx[axis] + volume.stop_zyx[axis]) // 2
                     yield Task(
@@ -72,9 +93,10 @@ class Draw(Round):
         from happyneurons.stages.preview.png import png
 
         number, view, index = (task.payload[name] for name in ("input", "view", "index"))
+        name = task.payload.get("name", "")
         artifact = context.inputs["results"][number]
         try:
-            picture, title = _draw(context, number, view, index)
+            picture, title = draw(context, number, view, index, name)
         except HappyError as error:
             raise TaskError(f"picture {task.key} of {artifact.uri}: {error}") from error
         data = png(picture)
@@ -84,68 +106,6 @@ class Draw(Round):
             "artifact": _place(artifact), "input": number, "width": picture.shape[1], "height": picture.shape[0],
         }  # fmt: skip
         return TaskResult(data=entry, bytes=len(data))
-
-
-def _draw(context: Context[Any], number: int, view: Any, index: int) -> tuple[np.ndarray, str]:
-    """(picture, title) of one view of an input."""
-    from happyneurons.stages.preview.colors import colored, overlay
-    from happyneurons.stages.preview.neurons import neurons_picture
-    from happyneurons.stages.preview.planes import as_grey, stretch
-    from happyneurons.stages.preview.tiles import tile_grid
-
-    params: PreviewParams = context.params
-    artifact = context.inputs["results"][number]
-    name = artifact.kind.replace("_", " ")
-    if artifact.kind == "mesh_layer":
-        picture, ids = neurons_picture(artifact, params.neurons, params.max_px, params.max_px * 3 // 4)
-        return picture, f"the {len(ids)} largest neurons"
-    status = (
-        artifact.store().find_json(f"sections/{index:06d}.json") if _by_section(artifact) and view == "xy" else None
-    )
-    where = f"section {index}" if view == "xy" else f"{view} cut at {'y' if view == 'xz' else 'x'} = {index}"
-    title = f"{name}, {where}" + (f" ({status['status']})" if status else "")
-    if artifact.kind == "tile_set":
-        return tile_grid(status or {}, params.max_px), title.replace("tile set", "raw tiles")
-    cut = _cut(artifact, artifact, view, index, params.max_px)
-    assert cut is not None  # every volume covers itself
-    if artifact.kind not in LABELS:
-        return as_grey(cut), title
-    behind = _image_behind(context, number, view, index)
-    if behind is None:
-        return colored(cut), title
-    factors = [have / got for have, got in zip(cut.shape, behind.shape, strict=True)]
-    return overlay(stretch(as_grey(behind), factors), cut, params.color_alpha), title
-
-
-def _cut(shown: Artifact, frame: Artifact, view: Any, index: int, max_px: int) -> np.ndarray | None:
-    """What `shown` has in a cut through the box of `frame`; None if it does not cover it."""
-    from happyneurons.stages.preview.planes import AXES, at_level, finest_needed, plane
-
-    full = open_volume(_image_uri(frame))
-    volume = finest_needed(_image_uri(shown), max_px)
-    start, stop = list(full.start_zyx), list(full.stop_zyx)
-    box = at_level(full, volume, start, stop)
-    normal = AXES[view][0]
-    start[normal], stop[normal] = index, index + 1
-    here = at_level(full, volume, start, stop)
-    if box is None or here is None:
-        return None
-    return plane(volume, view, here[0][normal], max_px, labels=shown.kind in LABELS, box=box)
-
-
-def _image_behind(context: Context[Any], number: int, view: Any, index: int) -> np.ndarray | None:
-    """The cut through the last image before a segmentation in the list that covers it."""
-    frame = context.inputs["results"][number]
-    for artifact in reversed(context.inputs["results"][:number]):
-        if artifact.kind in ("section_stack", "image_volume"):
-            cut = _cut(artifact, frame, view, index, context.params.max_px)
-            if cut is not None:
-                return cut
-    return None
-
-
-def _by_section(artifact: Artifact) -> bool:
-    return artifact.kind in ("tile_set", "section_stack")
 
 
 class Sheets(Round):

@@ -16,8 +16,13 @@ PICTURABLE: tuple[ArtifactKind, ...] = (
     "section_stack",
     "image_volume",
     "mask",
+    "subvolumes",
     "segmentation",
     "mesh_layer",
+    "skeleton_layer",
+    "model",
+    "table",
+    "report",
 )
 
 
@@ -26,13 +31,13 @@ class PreviewParams(StageParams):
     sections: tuple[int, ...] = Field((), description="Section numbers (z) to draw; empty: `samples` of each result")
     samples: int = Field(3, ge=1, le=100, description="Sections drawn of each result, evenly spread, if none are named")
     cuts: bool = Field(True, description="Also draw cuts along z (xz, yz), which show how well sections are aligned")
-    neurons: int = Field(20, ge=1, le=50, description="Largest segments of a mesh layer that are drawn")
+    neurons: int = Field(20, ge=1, le=50, description="Largest segments of a mesh or skeleton layer that are drawn")
     color_alpha: float = Field(0.4, ge=0, le=1, description="Share of the segments' colours over the image")
 
 
 class Preview(Stage[PreviewParams]):
-    name, version = "preview", "2"
-    summary = "Pictures of results: tiles, sections, cuts, coloured segments, neurons; with a notebook"
+    name, version = "preview", "3"
+    summary = "Pictures of results: tiles, sections, cuts, segments, neurons, curves, tables; with a notebook"
     Params = PreviewParams
     inputs = {
         "results": InputSpec(
