@@ -89,7 +89,7 @@ def view(
     evaluated = None if report is None else add_evaluated(artifacts, report)
     panels = [Panel(panels[0].title, artifacts), *panels[1:]]
     layout = layout or ("4panel" if len(panels) == 1 else "xy-3d")
-    if only_link and all(is_web(a.data_uri) for panel in panels for a in panel.layers.values()):
+    if only_link and all(is_web(a.data_uri) for p in panels for a in p.layers.values() if a.kind != "table"):
         state = published_state(panels, layout)
         _write_state(state, state_file)
         click.echo(link(state, page or DEMO))

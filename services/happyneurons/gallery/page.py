@@ -21,6 +21,8 @@ from happyneurons.viewer.session import published_state
 TEMPLATE = "gallery.html"
 PACKAGES = ("happyneurons", "numpy", "tensorflow-cpu", "cloud-volume", "igneous-pipeline", "kimimaro", "mpi4py")
 IMAGES = ("image_volume", "section_stack")
+TABLES, ROWS = ("table", "report"), 50
+"""Kinds that are shown as tables, not as pictures of them; and rows that are."""
 
 
 def write_gallery(
@@ -68,7 +70,8 @@ def contents(
     """What the template shows, as plain values; pictures and tables are written on the way."""
     message = run.proto
     artifacts, missing = _artifacts(message)
-    pictures = pictures_of(artifacts, folder, draw=draw, params={"max_px": max_px, "samples": 2})
+    drawn = {name: a for name, a in artifacts.items() if a.kind not in TABLES}
+    pictures = pictures_of(drawn, folder, draw=draw, params={"max_px": max_px, "samples": 2})
     places = {a.digest: name for name, a in published.items()}
     begin, end = _span(message)
     jobs = [_job(job, artifacts, missing, pictures, published, places, viewer, begin, end) for job in message.jobs]
@@ -137,7 +140,7 @@ def _job(
             {
                 "name": name, "kind": message.outputs[name.rpartition(".")[2]].kind,
                 "uri": message.outputs[name.rpartition(".")[2]].uri, "problem": missing.get(name, ""),
-                "pictures": single_views(pictures.get(name, [])),
+                "pictures": single_views(pictures.get(name, [])), "table": _table(artifacts.get(name)),
                 "link": _output_link(artifacts.get(name), published, places, viewer),
                 **_extent(artifacts.get(name)),
             }
@@ -145,6 +148,23 @@ def _job(
         ],
         "provenance": _provenance(manifest) if manifest else {},
     }  # fmt: skip
+
+
+def _table(artifact: Artifact | None) -> dict[str, Any] | None:
+    """First rows of a table, or the figures of a report."""
+    from happyneurons.stages.preview.charts import figures
+
+    if artifact is None or artifact.kind not in TABLES:
+        return None
+    try:
+        document = artifact.store().get_json(f"{artifact.kind}.json")
+    except (HappyError, ValueError):
+        return None
+    if artifact.kind == "report":
+        found = list(figures(document))
+        return {"columns": ["figure", "value"], "rows": found, "more": 0}
+    rows = document["rows"]
+    return {"columns": document["columns"], "rows": rows[:ROWS], "more": max(len(rows) - ROWS, 0)}
 
 
 def _extent(artifact: Artifact | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,10 +78,15 @@ def pictures_of(
 def _drawn(artifacts: Sequence[Artifact], scratch: str, params: Mapping[str, Any]) -> Store:
     """A store with the pictures, made by the stage preview."""
     known = PreviewParams.model_validate(dict(params))
-    manifest = run_stage(
-        Store(scratch), "preview", inputs={"results": [a.uri for a in artifacts]},
-        params=known.model_dump(exclude_unset=True), allow_failed_tasks=1_000_000,
-    )  # fmt: skip
+    log = logging.getLogger("happyneurons")
+    before, log.propagate = log.propagate, False  # what a job logs is for its own log
+    try:
+        manifest = run_stage(
+            Store(scratch), "preview", inputs={"results": [a.uri for a in artifacts]},
+            params=known.model_dump(exclude_unset=True), allow_failed_tasks=1_000_000,
+        )  # fmt: skip
+    finally:
+        log.propagate = before
     return manifest.outputs["pictures"].store()
 
 

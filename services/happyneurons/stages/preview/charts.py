@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ROWS, COLUMNS, CELL = 30, 12, 22  # of a table that are shown, and characters of a cell
+ROWS, COLUMNS, CELL = 50, 12, 36  # of a table that are shown, and characters of a cell
 PAPER_RGB, INK, DIM, LINE = (250, 250, 252), (40, 40, 46), (110, 110, 120), (222, 222, 228)
 SERIES = ((60, 60, 60), (40, 140, 40), (40, 110, 200), (200, 60, 50), (150, 90, 190), (200, 130, 30), (20, 150, 150))
 LOSS = "loss"
