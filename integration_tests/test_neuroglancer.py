@@ -198,6 +198,40 @@ def test_image_segments_and_meshes_are_drawn(
     assert len(hues) > 5, "many meshes, many colours"
 
 
+def test_two_results_side_by_side_and_a_published_one(browser: Browser, viewer: Viewer, tmp_path: Path) -> None:
+    """Left the segmentation, right the plain image; then the published state, loaded from where it was put."""
+    from happyneurons.publish import publish
+    from happyneurons.viewer import Panel
+    from happyneurons.viewer.sources import FolderSource
+    from happyneurons.viewer.volume_server import VolumeServer
+
+    both = start_viewer(
+        [Panel("with", viewer.artifacts), Panel("without", {"em": viewer.artifacts["em"]})], layout="xy"
+    )
+    try:
+        browser.open(both.url)
+        assert browser.evaluate(READY) is True
+        picture = browser.screenshot().astype(int)
+    finally:
+        both.stop()
+    middle = (picture.max(2) - picture.min(2))[HEIGHT // 2 - 100 : HEIGHT // 2 + 100]
+    left, right = middle[:, 60 : WIDTH // 2 - 60], middle[:, WIDTH // 2 + 60 : WIDTH - 60]
+    assert (left > 40).mean() > 0.15, "segments"
+    assert (right > 40).mean() < 0.05, "none"
+    grey = picture[HEIGHT // 2 - 100 : HEIGHT // 2 + 100, WIDTH // 2 + 60 : WIDTH - 60].mean(axis=2)
+    assert np.ptp(np.percentile(grey, [5, 95])) > 40, "the image"
+
+    place = tmp_path / "place"
+    place.mkdir()
+    with VolumeServer({"p": FolderSource(place)}) as web:
+        done = publish(viewer.artifacts, place.as_uri(), url=web.data_url("p"), viewer=f"{viewer.server.url}/v/viewer")
+        browser.open(done.link)
+        assert browser.evaluate(READY) is True
+        picture = browser.screenshot().astype(int)
+    assert ((picture.max(2) - picture.min(2))[100:] > 40).mean() > 0.05
+    assert browser.problems == []
+
+
 def test_results_in_s3_are_served_and_read_back(s3_store: Store) -> None:
     """Compressed chunks, ranges of meshes and skeletons through our server, read by CloudVolume."""
     from urllib.request import Request, urlopen

@@ -143,3 +143,30 @@ def test_a_sheet_is_readable_as_png(tmp_path: Path) -> None:
     data = png(np.zeros((3, 5, 3), np.uint8))
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert read_png(io.BytesIO(data).getvalue()).shape == (3, 5, 3)
+
+
+def test_figures_tables_curves_and_skeletons_are_drawn(tmp_path: Path) -> None:
+    from happyneurons.stages.preview.charts import curves, figures, table_picture
+    from happyneurons.stages.preview.skeletons import render_skeletons
+
+    rows = [{"step": s, "loss": 2.0 / (s + 1), "f1": s / 10} for s in range(10)]
+    drawn = curves(rows, 400, 200)
+    assert drawn is not None
+    assert drawn.shape == (200, 400, 3)
+    assert np.ptp(drawn[40:150, 60:340].reshape(-1, 3), axis=0).min() > 60, "lines, not paper alone"
+    assert curves([], 400, 200) is None
+    assert curves([{"step": 1, "name": "x"}], 400, 200) is None
+    assert list(figures({"a": {"b": 1, "c": "x"}, "d": 0.5, "e": [1], "f": True})) == [("a.b", 1.0), ("d", 0.5)]
+    short, long = (table_picture(["id", "size"], [[i, i * i] for i in range(n)]) for n in (3, 500))
+    assert short.shape[0] < long.shape[0] < 1500, "a long table is cut, and says so"
+    line = {5: (np.array([[0, 0, 0], [500, 300, 200]], float), np.array([[0, 1]]))}
+    picture = render_skeletons(line, width_px=200, height_px=150)
+    assert (np.abs(picture.astype(int) - color_of(np.array([5]))[0]).max(axis=2) < 30).sum() > 50
+    assert np.ptp(render_skeletons({}, width_px=40, height_px=30)) < 5
+
+
+def test_a_model_is_drawn_by_its_training(tmp_path: Path) -> None:
+    from happyneurons.demo.prepare import MODEL
+
+    made = run_stage(Store(tmp_path.as_uri()), "preview", inputs={"results": str(MODEL)}, params={"max_px": 400})
+    assert list(pictures(made)) == ["00_model_curves.png"]

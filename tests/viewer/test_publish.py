@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 from collections.abc import Iterator
@@ -71,6 +72,16 @@ def test_what_is_there_is_not_copied_again(source: Artifact, place: Path) -> Non
     again = put(source, place)
     assert (again.counts.written, again.counts.unchanged) == (0, 5)
     assert {p: p.stat().st_mtime_ns for p in chunks(place)} == times
+
+
+def test_compressed_chunks_are_unpacked_for_folders(source: Artifact, place: Path) -> None:
+    chunk = next(Path(source.data_uri.removeprefix("file://")).rglob("0-32_0-32_0-32"))
+    chunk.with_name(f"{chunk.name}.gz").write_bytes(gzip.compress(chunk.read_bytes()))
+    plain = chunk.read_bytes()
+    chunk.unlink()
+    put(source, place)
+    assert [p.read_bytes() for p in chunks(place) if p.name.startswith("0-32_0-32_0-32")] == [plain]
+    np.testing.assert_array_equal(read(place), labels())
 
 
 def test_damage_at_the_place_is_put_right(source: Artifact, place: Path) -> None:
