@@ -52,7 +52,7 @@ def test_a_killed_publication_goes_on_and_damage_is_put_right(s3_store: Store, t
     np.testing.assert_array_equal(open_volume(layers["seg"].data_uri).read((0, 0, 0), SHAPE), labels)
 
     bucket, _, prefix = s3_store.uri.removeprefix("s3://").partition("/")
-    chunk = sorted(p for p in s3_store.list("data") if p.rpartition("/")[2].== "0-32_0-32_0-32")[0]
+    chunk = sorted(p for p in s3_store.list("data") if p.rpartition("/")[2] == "0-32_0-32_0-32")[0]
     s3 = boto3.client("s3")
     head = s3.head_object(Bucket=bucket, Key=f"{prefix}/{chunk}")
     assert head["ContentEncoding"] == "gzip", "browsers unpack it by this header"

@@ -61,8 +61,8 @@ def test_everything_is_on_the_page_and_nothing_runs(run: Run, tmp_path: Path) ->
     links.feed(text)
     assert "script" not in links.tags
     assert text.count("&lt;script&gt;") >= 6
-    for part in ("spacing", "0.25", "Ada", "30.0 s", "approved", "failed", "4 × 64", "as CSV"):
-        assert part in text or part == "4 × 64", part
+    for part in ("spacing", "0.25", "Ada", "30.0 s", "approved", "failed", "as CSV"):
+        assert part in text, part
     assert "64 × 64 × 4 voxels" in text
     for found in links.found:
         assert not re.match(r"[a-z]+:|//", found), "needs nothing from elsewhere"

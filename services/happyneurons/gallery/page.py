@@ -176,6 +176,8 @@ def _extent(artifact: Artifact | None) -> dict[str, Any]:
 
 
 def _manifest(artifact: Artifact) -> Manifest | None:
+    if "/manifest.json#" not in artifact.uri:  # made elsewhere
+        return None
     try:
         return manifest_of(artifact.uri)
     except HappyError:
