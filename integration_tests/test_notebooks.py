@@ -32,7 +32,7 @@ def carry_out(path: Path, folder: Path) -> list[dict[str, Any]]:
 
 
 def test_the_example_runs_and_the_template_beside_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_phantom(make_phantom((4, 160, 160), seed=3), (tmp_path / "phantom").as_uri())
+    write_phantom(make_phantom((8, 160, 160), seed=3), (tmp_path / "phantom").as_uri())
     image = (tmp_path / "phantom" / "image").as_uri()
     simulate_acquisition(image, tmp_path / "acquisition", tiles=(2, 1), overlap_px=28, seed=3)
     monkeypatch.setenv("HPN_ACQUISITION", str(tmp_path / "acquisition"))
