@@ -102,6 +102,7 @@ def test_connected_parts_are_joined_across_blocks(tmp_path):
     assert (read(small, "mask") == (tube > 0)).all()
 
 
+@pytest.mark.slow
 def test_seeds_by_hand_choose_the_objects(bodies, tmp_path):
     truth, uri = bodies
     csv = tmp_path / "seeds.csv"

@@ -62,6 +62,7 @@ def trained(drawn: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     return store, run_stage(store, "mask-train", inputs=inputs(drawn), params=SMALL).job_key
 
 
+@pytest.mark.slow
 def test_it_learns_from_one_section_and_shows_how(trained):
     store, key = trained
     manifest = load_manifest(store, key)
@@ -80,6 +81,7 @@ def test_it_learns_from_one_section_and_shows_how(trained):
     assert 100 < model.architecture.image_mean < 170
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_with_the_same_bytes(drawn, trained, tmp_path):
     _, key = trained
     store = Store(str(tmp_path))
@@ -91,6 +93,7 @@ def test_a_killed_training_ends_with_the_same_bytes(drawn, trained, tmp_path):
     assert files(store, key) == files(trained[0], key)
 
 
+@pytest.mark.slow
 def test_the_model_makes_masks_of_any_part_by_any_number_of_ranks(drawn, trained, tmp_path):
     source, key = trained
     given = {"image": drawn["image"], "model": artifact_uri(source, key, "model")}
@@ -113,6 +116,7 @@ def read_uri(uri: str) -> np.ndarray:
     return volume.read(volume.start_zyx, volume.stop_zyx)
 
 
+@pytest.mark.slow
 def test_a_model_of_other_voxels_is_refused(drawn, trained, tmp_path):
     store, key = trained
     image = put(tmp_path, "coarse", np.zeros((4, 64, 64), np.uint8), (16.0, 16.0, 40.0))

@@ -124,6 +124,6 @@ def _nml(uri: str, data: bytes, size_xyz: Sequence[float]) -> tuple[np.ndarray, 
         module = importlib.import_module("happyneurons.annotations.nml")
     except ModuleNotFoundError:
         raise UserError(f"points {uri}: NML files cannot be read by this version; give a CSV file") from None
-    found: tuple[np.ndarray, NDArray[np.int64]] = module.read_points_nm(data)
+    found: tuple[np.ndarray, NDArray[np.int64]] = module.read_points_nm(data, f"points {uri}")
     positions_nm, trees = found
     return positions_nm / np.asarray(size_xyz, float), trees

@@ -66,7 +66,10 @@ class EvaluateParams(StageParams):
         "which are matched",
     )
     mask_match_iou: float = Field(
-        0.5, ge=0.5, lt=1, description="A true object is found if one of the mask has this IoU with it, or more"
+        0.5,
+        ge=0.5,
+        lt=1,
+        description="A true object is found if one of the mask has this IoU with it, or more (of 0.5: more)",
     )
     worst: int = Field(20, ge=0, le=1000, description="Splits and mergers that report.json lists, the costliest first")
 
