@@ -5,7 +5,7 @@ usage: PYTHONPATH=services python benchmarks/masks.py [--parts vnc bodies segmen
 vnc      mitochondria of the Drosophila ventral nerve cord (../shared/data/vnc, 4.6 nm, here at half of that):
          trained on sections 0-9, judged by section 10 as training goes, tested on 11-13, which nothing
          before looked at. Dice and IoU by voxel; the wall and CPU seconds of the training.
-bodies   a phantom with cell bodies, some of which touch: a small network is trained on five of its sections, and
+bodies   a phantom with cell bodies, some of which touch: a small network is trained on four of its sections, and
          the objects that the watershed makes of its mask are compared with the true bodies: adapted Rand error over
          the bodies, and objects found.
 segment  that phantom segmented by the demo network with the objects as mask and without: segments that
