@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from happyneurons.acquisition.noise import SmoothNoise
+from happyneurons.acquisition.phantom_bodies import lay_bodies, paint_nuclei
 from happyneurons.acquisition.phantom_texture import render
 
 FloatArray = NDArray[np.float64]
@@ -40,6 +41,8 @@ class Phantom:
     labels: NDArray[np.uint32]
     voxel_size_nm_xyz: tuple[float, float, float]
     seed: int
+    bodies: NDArray[np.uint32] | None = None
+    """Cell bodies 1…n where there are any, (z, y, x), each a part of the labels; None: none were asked for."""
 
     @property
     def objects(self) -> int:
@@ -78,11 +81,15 @@ def make_phantom(
     seed: int = 0,
     anisotropy: float = 1.0,
     voxel_size_nm_xyz: tuple[float, float, float] | None = None,
+    cell_bodies: int = 0,
+    body_radius_px: tuple[float, float] = (24.0, 34.0),
 ) -> Phantom:
     """Make a phantom; the same arguments give the same voxels.
 
     anisotropy: section thickness divided by pixel size; sections sample the same tissue more coarsely.
     voxel_size_nm_xyz: recorded only; default 8 nm pixels, sections `anisotropy` times as thick.
+    cell_bodies: at most so many, as far as there is room, ellipsoids with a nucleus whose half axes lie within
+    body_radius_px; neighbours may touch. Without them the voxels are those of phantoms that know none.
     Planes and blocks are worked on one by one: the peak is a few arrays of the volume's own size.
     """
     if min(shape_zyx) < 8 or anisotropy < 1:
@@ -92,12 +99,19 @@ def make_phantom(
     extent = np.array([nz * anisotropy, ny, nx], dtype=np.float64)
     lines = _lay_lines(extent, rng)
     cells, nearest = _assign(lines, shape_zyx, anisotropy, rng)
+    bodies = None
+    if cell_bodies:
+        bodies = lay_bodies(shape_zyx, anisotropy, cell_bodies, body_radius_px, seed)
+        cells[bodies > 0] = cells.max() + bodies[bodies > 0]
     _absorb_fragments(cells)
     distance = _wall_distance(cells, anisotropy)
     labels = _label(cells, distance, anisotropy)
     image = render(labels, cells, distance, lines.tangents_zyx, nearest, anisotropy, rng)
+    if bodies is not None:
+        bodies[labels == 0] = 0
+        paint_nuclei(image, bodies, anisotropy, seed)
     size = voxel_size_nm_xyz or (8.0, 8.0, 8.0 * anisotropy)
-    return Phantom(image=image, labels=labels, voxel_size_nm_xyz=size, seed=seed)
+    return Phantom(image=image, labels=labels, voxel_size_nm_xyz=size, seed=seed, bodies=bodies)
 
 
 def _lay_lines(extent: FloatArray, rng: np.random.Generator) -> _Lines:

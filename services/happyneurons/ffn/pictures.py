@@ -17,8 +17,11 @@ COLOURS = {"loss": (60, 60, 60), "f1": (40, 140, 40), "precision": (200, 120, 40
 """Blue, green, red."""
 
 
-def curves_png(history: Sequence[Mapping[str, float]]) -> bytes:
-    """Loss (scale on the left, from 0) and F1, precision and recall (right, 0 to 1) over steps."""
+def curves_png(history: Sequence[Mapping[str, float]], colours: Mapping[str, tuple[int, int, int]] = COLOURS) -> bytes:
+    """Loss (scale on the left, from 0) and F1, precision and recall (right, 0 to 1) over steps.
+
+    colours: the figures that are drawn, and in which colour.
+    """
     import cv2
 
     canvas = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
@@ -39,7 +42,7 @@ def curves_png(history: Sequence[Mapping[str, float]]) -> bytes:
         text(f"{share:.2f}", (right[0] + 8, right[1] + 4))
     text("0", (EDGE - 4, HEIGHT - EDGE + 18))
     text(f"{last:.0f} steps", (WIDTH - EDGE - 60, HEIGHT - EDGE + 18))
-    for place, (name, colour) in enumerate(COLOURS.items()):
+    for place, (name, colour) in enumerate(colours.items()):
         scale = top if name == "loss" else 1.0
         points = [point(row["step"], row[name] / scale) for row in history if name in row]
         for a, b in pairwise(points):

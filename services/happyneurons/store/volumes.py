@@ -73,6 +73,18 @@ class PrecomputedVolume:
             block = self._cv[_slices(start_zyx, stop_zyx)]
         return np.ascontiguousarray(np.asarray(block)[..., channel].T)
 
+    def read_channels(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
+        """(channel, z, y, x) array of a box."""
+        with volume_errors(self.uri, "volume_read"):
+            block = self._cv[_slices(start_zyx, stop_zyx)]
+        return np.ascontiguousarray(np.asarray(block).T)
+
+    def write_channels(self, start_zyx: Sequence[int], block: np.ndarray) -> None:
+        """Write a (channel, z, y, x) block with all channels; its faces lie as those of `write`."""
+        stop = [a + n for a, n in zip(start_zyx, block.shape[1:], strict=True)]
+        with volume_errors(self.uri, "volume_write"):
+            self._cv[_slices(start_zyx, stop)] = np.asfortranarray(np.asarray(block, dtype=self.dtype).T)
+
     def write(self, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
         """Write a block whose faces lie on chunk borders or on the volume's own faces."""
         stop = [a + n for a, n in zip(start_zyx, block_zyx.shape, strict=True)]
@@ -177,6 +189,7 @@ def create_volume(
     dtype: str,
     layer_type: Literal["image", "segmentation"],
     chunk_zyx: Sequence[int] = (64, 64, 64),
+    channels: int = 1,
 ) -> PrecomputedVolume:
     """Make a precomputed volume's `info` (one mip level) and open it. Doing it again is harmless.
 
@@ -189,7 +202,7 @@ def create_volume(
         raise UserError(f"volume {uri}: empty box {tuple(start_zyx)}..{tuple(stop_zyx)} (zyx)")
     labels = layer_type == "segmentation" and np.dtype(dtype).itemsize in (4, 8)
     info = CloudVolume.create_new_info(
-        num_channels=1,
+        num_channels=channels,
         layer_type=layer_type,
         data_type=dtype,
         encoding="compressed_segmentation" if labels else "raw",

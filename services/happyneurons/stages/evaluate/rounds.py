@@ -22,7 +22,7 @@ from happyneurons.metrics.contingency import Contingency
 from happyneurons.metrics.geometry import alignment_errors, figures, montage_errors
 from happyneurons.metrics.pairs import PairTable
 from happyneurons.metrics.segmentation import coverage, fill_nearest, scores, truth_table
-from happyneurons.stages.evaluate import erl
+from happyneurons.stages.evaluate import erl, masks
 from happyneurons.stages.evaluate.labels import Triple
 from happyneurons.stages.evaluate.stage import REPORT, report_metrics
 from happyneurons.stages.evaluate.subject import Subject
@@ -166,6 +166,8 @@ class Summary(Round):
             report["montage"] = _montage_report(context)
         if subject.scores_alignment:
             report["alignment"] = _alignment_report(context)
+        if masks.scores_masks(context):
+            report["mask"] = masks.masks_report(context)
         context.output_store(REPORT).put_json("report.json", report)
         return TaskResult(data={"metrics": report_metrics(report)})
 

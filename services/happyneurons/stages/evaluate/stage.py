@@ -60,6 +60,17 @@ class EvaluateParams(StageParams):
     )
     skeletons_per_task: int = Field(100, ge=1, le=100_000, description="Skeletons that one task reads")
     swc_unit_nm: float = Field(1000.0, gt=0, description="Unit of SWC files in nm; 1000 for those in µm")
+    mask_labels: Literal["classes", "objects"] = Field(
+        "classes",
+        description="What the labels of mask and mask_truth are: classes, equal numbers meaning the same, or objects, "
+        "which are matched",
+    )
+    mask_match_iou: float = Field(
+        0.5,
+        ge=0.5,
+        lt=1,
+        description="A true object is found if one of the mask has this IoU with it, or more (of 0.5: more)",
+    )
     worst: int = Field(20, ge=0, le=1000, description="Splits and mergers that report.json lists, the costliest first")
 
 
@@ -81,6 +92,12 @@ class Evaluate(Stage[EvaluateParams]):
             optional=True,
         ),
         "montage": InputSpec("section_stack", "montaged sections of the acquisition", optional=True),
+        "mask": InputSpec(
+            ("mask", "segmentation", "image_volume"), "a mask, or its objects, to score by Dice and IoU", optional=True
+        ),
+        "mask_truth": InputSpec(
+            ("mask", "segmentation", "image_volume"), "what is true of it; any resolution", optional=True
+        ),
         "aligned": InputSpec(
             "section_stack", "aligned sections of that montage, the frame of the segmentation", optional=True
         ),
@@ -101,10 +118,15 @@ class Evaluate(Stage[EvaluateParams]):
         return digest.hexdigest()
 
     def check(self, context: Context[EvaluateParams]) -> None:
+        from happyneurons.stages.evaluate.masks import check_masks, scores_masks
         from happyneurons.stages.evaluate.subject import Subject
 
         subject = Subject.of(context)
-        if not (subject.scores_segments or subject.scores_montage or subject.scores_alignment):
+        if scores_masks(context):
+            check_masks(context)
+        elif context.optional_input("mask_truth") is not None:
+            raise UserError("evaluate: mask_truth says nothing without a mask; give the input mask")
+        elif not (subject.scores_segments or subject.scores_montage or subject.scores_alignment):
             raise UserError(
                 "evaluate: nothing to compare; give segmentation and truth (or skeletons), or params.acquisition with "
                 "montage (and aligned)"
@@ -122,13 +144,14 @@ class Evaluate(Stage[EvaluateParams]):
 
     def rounds(self, context: Context[EvaluateParams]) -> Sequence[Round]:
         from happyneurons.stages.evaluate.erl import Crossings, Nodes, Runs
+        from happyneurons.stages.evaluate.masks import Masks, scores_masks
         from happyneurons.stages.evaluate.parts import JoinedObjects, Joins, Parts
         from happyneurons.stages.evaluate.rounds import Alignment, Labels, Montage, Summary
         from happyneurons.stages.evaluate.subject import Subject
         from happyneurons.stages.evaluate.tables import Sums
 
         subject = Subject.of(context)
-        rounds: list[Round] = []
+        rounds: list[Round] = [Masks()] if scores_masks(context) else []
         if subject.scores_montage:
             rounds.append(Montage())
         if subject.scores_alignment:
@@ -174,6 +197,11 @@ def report_metrics(report: Mapping[str, Any]) -> dict[str, float]:
             metrics[f"{prefix}skeleton_mergers"] = skeletons.get(part, {}).get("merger_count")
         metrics["skeletons"] = skeletons["skeletons"]
         metrics["skeleton_path_nm"] = skeletons["raw"]["path_nm"]
+    if mask := report.get("mask"):
+        metrics |= {f"mask_{name}": value for name, value in mask["voxels"].items()}
+        metrics |= {f"mask_object_{name}": value for name, value in mask.get("objects", {}).items()}
+        for label, figures in mask.get("classes", {}).items():
+            metrics |= {f"mask_{name}_{label}": value for name, value in figures.items()}
     names = {"montage": ("seam", "global"), "alignment": ("adjacent", "absolute", "absolute_affine")}
     for part, kinds in names.items():
         short = "align" if part == "alignment" else part

@@ -1,0 +1,1 @@
+"""What people drew: points to start from."""
