@@ -50,13 +50,15 @@ test: $(STAMP) ## unit tests (10 minutes at most)
 
 .PHONY: integration
 integration: $(STAMP) ## tests against real parts: S3, MPI, a browser; and the slow ones
-	@$(BIN)/python -m pytest tests integration_tests -q -m "(slow or integration) and not hpc" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests integration_tests -q -m "(slow or integration) and not hpc" \
+	    -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: integration-hpc
 integration-hpc: $(STAMP) ## a real Balsam on a real Slurm, containers (installs them: root, Debian)
 	@scripts/hpc-install
 	@HPN_IMAGES_DIR=$${HPN_IMAGES_DIR:-$(CURDIR)/.hpc/images} \
-	    $(BIN)/python -m pytest integration_tests/hpc -q -m hpc $(PYTEST_ARGS)
+	    $(BIN)/python -m pytest integration_tests/hpc -q -m hpc -n $(JOBS) --dist loadfile \
+	    --no-loadscope-reorder $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy, import rules, buf, protos and boards up to date

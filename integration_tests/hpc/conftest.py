@@ -13,12 +13,20 @@ from integration_tests.hpc.images import Images
 from integration_tests.hpc.rig import PLUGIN, Rig, start_rig
 
 HERE = Path(__file__).resolve().parent
+FIRST = ("test_demo", "test_balsam_rig", "test_balsam_faults")
+LAST = ("test_containers", "test_balsam_images", "test_site_images")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that two processes end at about the same time.
+
+    Then those without images: the demo's images are built meanwhile, once.
+    """
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.hpc)
+    order = {name: place for place, name in enumerate(FIRST, -len(FIRST))} | dict.fromkeys(LAST, 1)
+    items.sort(key=lambda item: order.get(item.path.stem, 0))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ kept by podman itself.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -42,7 +43,9 @@ class Images:
     def _script(self, what: str, *arguments: str) -> str:
         command = [sys.executable, str(ROOT / "containers" / "images.py"), what, *arguments]
         begin = time.monotonic()
-        done = subprocess.run(command, capture_output=True, text=True)
+        with (self.folder / ".lock").open("w") as lock:  # of two test processes, one builds and the other finds it
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            done = subprocess.run(command, capture_output=True, text=True)
         names = [a for a in arguments if "/" not in a and not a.startswith("-")]
         self.seconds[" ".join([what, *names])] = round(time.monotonic() - begin, 1)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -43,6 +43,10 @@ from happyneurons.store.documents import Store
 USER, PASSWORD = "rig", "rig-password"
 PLUGIN = REPOSITORY / "tests" / "worker" / "plugin"
 QUEUE = "debug"
+UNFINISHED = (
+    "CREATED", "READY", "STAGED_IN", "PREPROCESSED", "RUNNING", "RUN_DONE", "RUN_ERROR", "RUN_TIMEOUT", "RESTART_READY",
+    "POSTPROCESSED", "STAGED_OUT",
+)  # fmt: skip
 
 
 @dataclass
@@ -183,7 +187,10 @@ class Rig:
             self.daemons.run("scancel", *ids)
 
     def idle(self) -> None:
-        """End all batch jobs and wait until everybody knows: how a test leaves the rig to the next."""
+        """End all batch jobs and what was to run in them, and wait until everybody knows: how a test leaves the rig.
+
+        A job whose launcher was killed would else be taken again by the first batch job of the next test.
+        """
 
         def over() -> bool:
             self.end_batch_jobs()
@@ -195,6 +202,10 @@ class Rig:
             return not found and not self.slurm_queue()
 
         wait_for(over, "the end of all batch jobs", 90, every_s=0.5)
+        unfinished = self.call("GET", "/jobs/", site_id=self.site_id(), state=UNFINISHED)["results"]
+        if unfinished:
+            data = {"message": "the test is over"}
+            self.call("PATCH", "/jobs/", [{"id": j["id"], "state": "FAILED", "state_data": data} for j in unfinished])
 
     def processes(self, *words: str) -> list[psutil.Process]:
         """The rig's processes that have all these words in their command line."""
