@@ -12,6 +12,9 @@ from happyneurons.worker.launch import Launch, LocalPool
 
 STATES = {"waiting": ProcessState.QUEUED, "running": ProcessState.RUNNING, "exited": ProcessState.EXITED}
 
+MOST_EXITED = 1000
+"""Ended attempts that are remembered. What became of an older one stands in the store, as after a restart."""
+
 
 class LocalExecutor:
     """Admission by cores and memory; see :class:`happyneurons.worker.launch.LocalPool`."""
@@ -47,6 +50,9 @@ class LocalExecutor:
                 reports[handle] = ProcessReport(STATES[state], code)
             else:
                 reports[handle] = ProcessReport(ProcessState.UNKNOWN)
+        exited = [token for token, (state, _) in known.items() if state == "exited"]
+        for token in exited[:-MOST_EXITED]:  # in the order in which they ended
+            self._pool.forget(token)
         return reports
 
     def cancel(self, handle: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import re
 import threading
@@ -71,11 +72,13 @@ class Orchestrator:
         self._resume = True
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self._due: set[str] = set()
+        """Runs to look at before the next look at all of them."""
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
         self._beats = threading.Thread(target=self._lead, name="leader", daemon=True)
         self._led: bool | None = None
-        self._next_notes = self._next_look = 0.0
+        self._next_tick = self._next_notes = self._next_look = 0.0
         self._unclear: dict[str, float] = {}  # run of a note that is not there yet → since when
         self._summarized: dict[str, RunPhase] = {}
         self.ticks = 0
@@ -158,12 +161,12 @@ class Orchestrator:
         """
         bounds = self.bounds.without_size() if unbounded else self.bounds
         bounds.check_text(spec)
+        source = yaml_source.parse(spec["yaml"])
         pipeline = parse_pipeline(
             spec["yaml"], spec["parameters"], source_name=spec["source_name"], base_uri=spec["base_uri"],
             default_site=spec.get("default_site") or self.default_site, sites=list(self.sites), most_jobs=bounds.jobs,
+            source=source,  # what is found here gets its line, too
         )  # fmt: skip
-        # Parsed again for the places of fields: what is found here gets its line, too.
-        source = yaml_source.parse(spec["yaml"])
         for job_name, path, text in bounds.refused(pipeline, self.store):
             source.complain(("jobs", job_name.partition("[")[0], *path.split(".")), text)
         if source.violations:  # before anything is opened
@@ -193,7 +196,7 @@ class Orchestrator:
         """
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         run_id = f"{stamp}-{os.urandom(3).hex()}"
-        self.validate(spec, unbounded=unbounded)
+        pipeline = self.validate(spec, unbounded=unbounded)
         document = {**spec, "time": now(), "request_id": request_id} | ({"submitted_by": by} if by else {})
         if request_id:
             digest = hashlib.sha256(canonical_json(dict(spec))).hexdigest()
@@ -207,8 +210,11 @@ class Orchestrator:
                 run_id = known["run_id"]
         if self.stands_by:
             self._leadership.note(run_id)  # before, too: the leader learns of it even if this process ends here
-        create_run(self.store, run_id, document)
-        driver = self.driver(run_id)
+        if create_run(self.store, run_id, document):
+            # Nobody else knows of it: neither its text nor its log has to be read from the store.
+            driver = self._keep(self._new_driver(run_id, pipeline, document))
+        else:
+            driver = self.driver(run_id)
         self._say_submitted(driver)
         return self.adopt(run_id)
 
@@ -236,10 +242,13 @@ class Orchestrator:
         """The driver of a run that has to be looked at now, by this one or by the leader. Raises NotFoundError."""
         if self.stands_by:
             self._leadership.note(run_id)
-        else:
+            return self.driver(run_id)
+        driver = self.driver(run_id)
+        with self._lock:
             self._own.add(run_id)
-            self._wake.set()
-        return self.driver(run_id)
+            self._due.add(run_id)
+        self._wake.set()
+        return driver
 
     def summaries(self, before: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
         """`(run id, summary)`, latest first; only runs older than run `before`, if given."""
@@ -267,6 +276,7 @@ class Orchestrator:
 
     def wake(self) -> None:
         """Look at all runs now rather than at the next tick."""
+        self._next_tick = 0.0
         self._wake.set()
 
     def _load(self, run_id: str) -> RunDriver:
@@ -277,13 +287,20 @@ class Orchestrator:
             spec["yaml"], spec["parameters"], source_name=spec["source_name"], base_uri=spec["base_uri"],
             default_site=spec.get("default_site") or self.default_site,
         )  # fmt: skip
-        status = RunStatus.fresh(run_id, pipeline, spec)
-        driver = RunDriver(self.store, status, self.sites, self.busy_elsewhere, self.owner)
+        driver = self._new_driver(run_id, pipeline, spec)
         for event in read_events(self.store, run_id):
             driver.replay(event)
             driver.loaded_until = event.time + 0.001  # their times are in milliseconds
+        return self._keep(driver)
+
+    def _new_driver(self, run_id: str, pipeline: Pipeline, spec: dict[str, Any]) -> RunDriver:
+        status = RunStatus.fresh(run_id, pipeline, spec)
+        return RunDriver(self.store, status, self.sites, self.busy_elsewhere, self.owner)
+
+    def _keep(self, driver: RunDriver) -> RunDriver:
+        """The one driver of its run in this process: this one, unless another call was first."""
         with self._lock:
-            return self._drivers.setdefault(run_id, driver)
+            return self._drivers.setdefault(driver.status.run_id, driver)
 
     def _let_go(self) -> None:
         """Forget finished runs that nobody asks for: a server that has had a million of them is no larger."""
@@ -316,7 +333,7 @@ class Orchestrator:
             try:
                 led = self._leadership.leads
                 if self._leadership.look() != led:
-                    self._wake.set()
+                    self.wake()
             except HappyError as error:  # the store is away: without heartbeats nobody leads before long
                 log.error("leading: %s", error)
 
@@ -372,36 +389,51 @@ class Orchestrator:
             self._leadership.done_with(paths)
 
     def _loop(self) -> None:
+        """Look at all runs every TICK_S, and in between at those that something was asked of."""
         while not self._closed.is_set():
             self._wake.clear()
             begin, problem = time.monotonic(), ""
+            everything = begin >= self._next_tick
+            if everything:
+                self._next_tick = math.inf  # until this look is over, unless somebody wakes us
             try:
                 self._change_roles()
             except HappyError as error:
                 problem = str(error)
                 log.error("leading: %s", error)
-            for driver in self.drivers():
-                try:
-                    if not self._drives(driver):
-                        if driver.status.phase not in RUN_FINAL:
-                            driver.observe()
-                        continue
-                    self._say_submitted(driver)
-                    driver.tick()
-                    self._write_summary(driver.status)
-                except LogConflictError as error:
-                    log.warning("%s: reading what it wrote", error)
-                    self.catch_up(driver)
-                except HappyError as error:  # the store is away, say: the state is in the log, try again
-                    problem = str(error)
-                    log.error("run %s: %s", driver.status.run_id, error)
-                except Exception as error:
-                    problem = f"{type(error).__name__}: {error}"
-                    log.exception("run %s", driver.status.run_id)
-            self._let_go()
-            self.last_error = problem  # of any run: that another one went well does not end it
-            self.ticks, self.tick_s = self.ticks + 1, time.monotonic() - begin
-            self._wake.wait(TICK_S)
+            with self._lock:
+                due, self._due = self._due, set()
+                drivers = [d for n, d in self._drivers.items() if everything or n in due]
+            for driver in drivers:
+                problem = self._look_at(driver) or problem
+            if everything:
+                self._let_go()
+                self.ticks, self.tick_s = self.ticks + 1, time.monotonic() - begin
+                self._next_tick = min(self._next_tick, time.monotonic() + TICK_S)
+            if everything or problem:  # of any run: that another one went well does not end it
+                self.last_error = problem
+            self._wake.wait(min(TICK_S, max(0.0, self._next_tick - time.monotonic())))
+
+    def _look_at(self, driver: RunDriver) -> str:
+        """Do what can be done for one run; returns what went wrong."""
+        try:
+            if not self._drives(driver):
+                if driver.status.phase not in RUN_FINAL:
+                    driver.observe()
+                return ""
+            self._say_submitted(driver)
+            driver.tick()
+            self._write_summary(driver.status)
+        except LogConflictError as error:
+            log.warning("%s: reading what it wrote", error)
+            self.catch_up(driver)
+        except HappyError as error:  # the store is away, say: the state is in the log, try again
+            log.error("run %s: %s", driver.status.run_id, error)
+            return str(error)
+        except Exception as error:
+            log.exception("run %s", driver.status.run_id)
+            return f"{type(error).__name__}: {error}"
+        return ""
 
     def _drives(self, driver: RunDriver) -> bool:
         if not self.drive:

@@ -50,9 +50,13 @@ def parse_pipeline(
     default_site: str = "local",
     sites: Sequence[str] | None = None,
     most_jobs: int = MOST_JOBS,
+    source: Source | None = None,
 ) -> Pipeline:
-    """Parse and check a pipeline. Raises PipelineError with every mistake found."""
-    source = yaml_source.parse(text)
+    """Parse and check a pipeline. Raises PipelineError with every mistake found.
+
+    source: the text as `yaml_source.parse` read it, for one who has more to say of its places.
+    """
+    source = source or yaml_source.parse(text)
     reader = _Reader(source, parameters or {}, base_uri, default_site, sites, most_jobs)
     pipeline = None
     if not source.violations:

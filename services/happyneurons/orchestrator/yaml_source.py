@@ -9,6 +9,12 @@ import yaml
 
 Path = tuple[str, ...]
 
+# libyaml reads a pipeline in a fraction of the time that Python needs, which was most of the cost of SubmitRun.
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+DEEPEST = 500
+"""Lists and mappings in each other; libyaml composes by recursion in C, where too deep is no Python error."""
+
 MOST_NODES = 200_000
 """Values of a document, aliases written out; a pipeline of ten thousand jobs has fewer."""
 
@@ -49,7 +55,7 @@ def parse(text: str) -> Source:
     """Parse YAML (the safe subset). Syntax errors and duplicate keys become violations."""
     source = Source()
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = _compose(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = (mark.line + 1, mark.column + 1) if mark else (0, 0)
@@ -71,6 +77,30 @@ def parse(text: str) -> Source:
 
 class _TooMuch(Exception):
     pass
+
+
+def _compose(text: str) -> yaml.Node | None:
+    """Raises YAMLError, RecursionError."""
+    try:
+        _check_depth(text)
+        return yaml.compose(text, Loader=LOADER)
+    except yaml.YAMLError:  # the last word is Python's: it knows `{a:, b: 1}`, which libyaml does not
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+
+
+def _check_depth(text: str) -> None:
+    """Raises RecursionError for a text that is nested too deeply, YAMLError for one that is none."""
+    # Each level takes one of these characters, or for lists and mappings in blocks a larger indent.
+    if sum(map(text.count, "[{-?:")) <= DEEPEST:
+        return
+    depth = 0
+    for event in yaml.parse(text, Loader=LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEEPEST:
+                raise RecursionError
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def _convert(node: yaml.Node, path: Path, source: Source, loader: yaml.SafeLoader) -> Any:
