@@ -23,9 +23,7 @@ def token() -> str:
         except OSError as error:
             raise UserError(f"{TOKEN_FILE}={path}: {error.strerror}") from None
     if not found:
-        raise UserError(
-            f"no token: set {TOKEN}, or {TOKEN_FILE} to a file with it (WEBKNOSSOS: your account, Auth Token)"
-        )
+        raise UserError(f"no token: set {TOKEN}, or {TOKEN_FILE} to a file with it (Auth Token in your account)")
     return found
 
 
