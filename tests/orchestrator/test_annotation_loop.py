@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import happyneurons
 from happyneurons.acquisition.phantom import make_phantom
+from happyneurons.ffn.architecture import Architecture, initial_weights
+from happyneurons.ffn.model import Model, save_model
 from happyneurons.orchestrator.state import RUN_FINAL, RunPhase
 from happyneurons.store.artifacts import load_artifact
 from happyneurons.store.documents import Store
@@ -34,6 +35,13 @@ def volume(store: Store, name: str, array: np.ndarray) -> str:
     return f"precomputed://{uri}"
 
 
+def network(store: Store) -> str:
+    """A small one that knows nothing: what it segments is not the point here."""
+    architecture = Architecture(depth=2, features=4, fov_zyx=(9, 9, 9), deltas_zyx=(2, 2, 2))
+    save_model(Store(store.url("source/model")), Model(architecture, initial_weights(architecture, 1)))
+    return store.url("source/model")
+
+
 @pytest.mark.slow
 def test_annotate_train_segment_annotate(orchestrator: Any, store: Store, tmp_path: Path) -> None:
     phantom = make_phantom(shape_zyx=(48, 64, 64), seed=3)
@@ -46,9 +54,10 @@ def test_annotate_train_segment_annotate(orchestrator: Any, store: Store, tmp_pa
             "yaml": (ROOT / "examples" / "annotate.yaml").read_text(),
             "parameters": {
                 "image": volume(store, "image", phantom.image), "segmentation": volume(store, "labels", wrong),
-                "model": (Path(happyneurons.__file__).parent / "models" / "demo_ffn").as_uri(), "work": str(work),
-                "training": {"steps": 2, "block_steps": 2, "batch_size": 1, "fov_moves": 0},
-                "segment": {"subvolume_size_xyz": [64, 64, 48], "overlap_xyz": [24, 24, 24], "seeds_xyz": [[32, 32, 24]]},
+                "model": network(store), "work": str(work),
+                "bounds_xyz": "[[0, 0, 0], [64, 64, 48]]", "steps": "2", "block_steps": "2", "batch_size": "1",
+                "validation_patches": "2",
+                "subvolume_size_xyz": "[64, 64, 48]", "overlap_xyz": "[24, 24, 24]",
             },
             "source_name": "annotate.yaml",
             "base_uri": "",
