@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "retry": ("happyneurons.cli.decisions:retry", "Attempt again what did not succeed."),
     "run-inference": ("happyneurons.cli.run_inference:run_inference", "Segment as google/ffn's run_inference.py does."),
     "stage": ("happyneurons.cli.stage:stage", "List, describe and run single stages."),
+    "annotate": ("happyneurons.cli.annotate:annotate", "Datasets to a WEBKNOSSOS server, annotations back."),
     "convert": ("happyneurons.cli.convert:convert", "Write a volume in another format."),
     "evaluate": ("happyneurons.cli.evaluate:evaluate", "Score a segmentation against ground truth."),
     "view": ("happyneurons.cli.view:view", "Open results in Neuroglancer."),

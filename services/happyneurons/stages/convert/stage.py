@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from happyneurons.formats.base import Reader, Writer
     from happyneurons.stages.convert.plan import Plan
 
-PART_PX = 128
-"""Levels are made in cubes of this edge, so that a task's memory is its block and little more."""
-
 
 def _plan(context: Context[ConvertParams]) -> Plan:
     from happyneurons.stages.convert.plan import make_plan
@@ -117,22 +114,10 @@ class WriteLevel(Round):
             yield from _tasks(context, self.level)
 
     def run(self, task: Task, context: Context[ConvertParams]) -> TaskResult:
-        import numpy as np
-
-        from happyneurons.formats.blocks import parts
-        from happyneurons.store.pyramid import factors_xyz, halve
+        from happyneurons.formats.levels import level_block
 
         start, stop = task.payload["box"]
-        writer, levels = _writer(context), _plan(context).levels
-        below, own = levels[self.level - 1], levels[self.level]
-        factors = factors_xyz(below.voxel_size_nm_xyz)[::-1]
-        block = np.zeros([b - a for a, b in zip(start, stop, strict=True)], own.dtype)
-        for box in parts(start, stop, PART_PX):
-            inner = tuple(slice(a - o, b - o) for a, b, o in zip(*box, start, strict=True))
-            block[inner] = halve(
-                lambda low, high: writer.read(self.level - 1, low, high), below.start_zyx, below.stop_zyx, factors, box,
-                "mode" if own.labels else "mean",
-            )  # fmt: skip
+        block = level_block(_writer(context), self.level, start, stop)
         return _written(context, self.level, start, block)
 
 
