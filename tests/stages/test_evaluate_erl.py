@@ -14,7 +14,7 @@ import pytest
 from happyneurons.errors import UserError
 from happyneurons.store.artifacts import Manifest
 from happyneurons.store.documents import Store
-from happyneurons.store.skeletons import SkeletonLayer, parse_precomputed, parse_swc
+from happyneurons.store.skeletons import parse_precomputed, parse_swc
 from happyneurons.store.volumes import create_volume
 from happyneurons.worker.local import run_stage
 
@@ -148,9 +148,6 @@ def test_damaged_skeletons_are_refused(tmp_path: Path) -> None:
         parse_swc(b"1 0 1.0 2.0\n", 1000)
     with pytest.raises(UserError, match="no node 9"):
         parse_swc(b"1 0 1 1 1 1 9\n", 1000)
-    (tmp_path / "info").write_text(json.dumps({"@type": "neuroglancer_skeletons", "sharding": {"x": 1}}))
-    with pytest.raises(UserError, match="sharded"):
-        SkeletonLayer(Store(tmp_path.as_uri()))
 
 
 def test_a_layer_of_our_own_is_taken(store: Store, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cloudvolume.lib import Bbox
 
 from happyneurons.errors import UserError
 from happyneurons.store.artifacts import Manifest
@@ -88,6 +89,9 @@ def test_meshes_are_closed_in_place_and_without_dust(
         np.testing.assert_allclose(found.vertices.max(0), high, atol=0.5)
         expected = (labels == label).sum() * np.prod(VOXEL_NM)
         assert volume_nm3(found.vertices, found.faces) == pytest.approx(expected, rel=0.06)
+    low = np.array(OFFSET_ZYX[::-1])
+    assert set(reader.spatial_index.query(Bbox(low * VOXEL_NM, (low + 4) * VOXEL_NM))) == {2**40}
+    assert set(reader.spatial_index.query(Bbox(low * VOXEL_NM, (low + 40) * VOXEL_NM))) == {7, 2**40}
     files = set(artifact.store().list(""))
     assert not any(name.endswith(".bin") for name in files), "pieces are removed when all is merged"
     assert ("7.index" in files) != sharded

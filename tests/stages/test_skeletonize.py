@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cloudvolume.lib import Bbox
 
 from happyneurons.errors import UserError
 from happyneurons.store.artifacts import Manifest
 from happyneurons.store.documents import Store
 from happyneurons.store.layers import open_skeletons
+from happyneurons.store.skeletons import SkeletonLayer
 from happyneurons.store.volumes import create_volume
 from happyneurons.worker.local import run_stage
 
@@ -88,6 +90,23 @@ def test_bytes_are_the_same_again(tmp_path: Path, tubes: str) -> None:
     assert files == sorted(second.store().list(""))
     assert [f for f in files if first.store().get(f) != second.store().get(f)] == []
     assert not any(name.endswith(".bin") for name in files), "pieces are removed when all is merged"
+
+
+def test_a_sharded_layer_holds_the_same_and_answers_by_box(tmp_path: Path, tubes: str) -> None:
+    plain, sharded = (skeletonize(tmp_path, tubes, sharded=s).outputs["skeletons"] for s in (False, True))
+    assert [f for f in sharded.store().list("") if f.endswith(".shard")]
+    one, other = SkeletonLayer(plain.store()), SkeletonLayer(sharded.store())
+    assert one.names() == other.names() == ["7", str(2**40)]
+    for name in one.names():
+        np.testing.assert_array_equal(one.read(name).vertices_nm, other.read(name).vertices_nm)
+        np.testing.assert_array_equal(one.read(name).edges, other.read(name).edges)
+    for artifact in (plain, sharded):
+        index = open_skeletons(artifact.data_uri).spatial_index
+        low = np.array(OFFSET_ZYX[::-1])
+        everything = Bbox(low * VOXEL_NM, (low + [96, 64, 48]) * VOXEL_NM)
+        assert set(index.query(everything)) == {7, 2**40}
+        branch = Bbox((low + [44, 50, 20]) * VOXEL_NM, (low + [54, 60, 26]) * VOXEL_NM)
+        assert set(index.query(branch)) == {7}
 
 
 def test_real_neurons(tmp_path: Path, shared_data: Path) -> None:

@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 
 from happyneurons.imaging.blocks import Block, BlockGrid, count_voxels
+from happyneurons.imaging.spatial_index import SpatialGrid
 from happyneurons.jobs.stage import Context, Round, Task, TaskResult
 from happyneurons.store.artifacts import Bounds
 from happyneurons.store.fragments import FragmentIndex, label_groups, write_fragments
+from happyneurons.store.shards import shard_numbers, sharding_of
 from happyneurons.store.volumes import Hdf5Volume, PrecomputedVolume, open_volume
 
 COUNT, MERGE = "count", "merge"
@@ -42,6 +44,11 @@ def block_grid(context: Context[Any]) -> BlockGrid:
     """Blocks of that level. Raises UserError if they are too thin."""
     volume = input_volume(context)
     return BlockGrid.of(volume.start_zyx, volume.stop_zyx, context.params.block_size_xyz)
+
+
+def spatial_grid(context: Context[Any]) -> SpatialGrid:
+    """The blocks as a spatial index."""
+    return SpatialGrid(block_grid(context), input_volume(context).voxel_size_nm_xyz)
 
 
 def bounds(context: Context[Any]) -> Bounds:
@@ -103,10 +110,40 @@ class ObjectLayer:
             cost = float(size[_between(labels, first, last)].sum()) / 1e6
             yield Task(key=f"{first}-{last}", payload={"first": first, "last": last}, cost=cost)
 
-    def group_labels(self, context: Context[Any], task: Task) -> np.ndarray:
-        """The labels of such a task, ascending."""
+    def sharding(self, context: Context[Any]) -> dict[str, Any]:
+        """How the objects are distributed over shards of about `objects_per_task`."""
         labels = self.index(context).totals("length")[0]
+        sharding: dict[str, Any] = context.once(
+            "sharding", lambda: sharding_of(labels, context.params.objects_per_task)
+        )
+        return sharding
+
+    def shard_tasks(self, context: Context[Any]) -> Iterator[Task]:
+        """A task for each shard that has objects."""
+        labels, size = self.index(context).totals("length")
+        numbers = shard_numbers(labels, self.sharding(context))
+        for number in np.unique(numbers):
+            cost = float(np.maximum(size[numbers == number], 1).sum()) / 1e6
+            yield Task(key=f"shard-{number}", payload={"shard": int(number)}, cost=cost)
+
+    def task_labels(self, context: Context[Any], task: Task) -> np.ndarray:
+        """The labels of a task of `group_tasks` or `shard_tasks`, ascending."""
+        labels = self.index(context).totals("length")[0]
+        if "shard" in task.payload:
+            return labels[shard_numbers(labels, self.sharding(context)) == task.payload["shard"]]
         return labels[_between(labels, task.payload["first"], task.payload["last"])]
+
+    def write_spatial_index(self, context: Context[Any], block: Block, vertices_nm: Mapping[int, np.ndarray]) -> None:
+        """Leave the bounds of a block's pieces for queries by box. vertices_nm: label → (n, 3), x y z."""
+        spatial_grid(context).write(context.output_store(self.output), block, vertices_nm)
+
+    def layer_entries(self, context: Context[Any]) -> dict[str, Any]:
+        """What a layer's `info` says besides its own format."""
+        return {
+            "segment_properties": "segment_properties",
+            "mip": context.params.mip,
+            "spatial_index": spatial_grid(context).info(),
+        }
 
 
 def _between(labels: np.ndarray, first: int, last: int) -> np.ndarray:

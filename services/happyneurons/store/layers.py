@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from happyneurons.errors import UserError
+from happyneurons.errors import NotFoundError, UserError
 from happyneurons.store.cloud import cloud_secrets, cloudpath
-from happyneurons.store.documents import normalize_uri
+from happyneurons.store.documents import Store, normalize_uri
 
 
 def open_meshes(uri: str) -> Any:
-    """CloudVolume's reader of a mesh layer: `.get(ids, lod=0)` → {id: Mesh}, vertices (x, y, z) in nm."""
+    """CloudVolume's reader of a mesh layer: `.get(ids, lod=0)` → {id: Mesh}, vertices (x, y, z) in nm;
+    `.spatial_index.query(bbox)` → ids whose meshes reach into a box (nm)."""
     return _layer(uri, "mesh").mesh
 
 
 def open_skeletons(uri: str) -> Any:
-    """CloudVolume's reader of a skeleton layer: `.get(id)` → Skeleton, vertices (x, y, z) in nm."""
+    """CloudVolume's reader of a skeleton layer: `.get(id)` → Skeleton, vertices (x, y, z) in nm, and the same index."""
     return _layer(uri, "skeletons").skeleton
 
 
@@ -31,10 +32,19 @@ def _layer(uri: str, name: str) -> Any:
     parent, _, folder = uri.rpartition("/")
     if not folder:
         raise UserError(f"{uri}: not the folder of a mesh or skeleton layer")
-    # Meshes and skeletons are in nm already (identity transforms): the scale below is never used.
+    # Meshes and skeletons are in nm already (identity transforms): only the spatial index needs a scale.
+    try:
+        own = Store(uri).get_json("info")
+    except NotFoundError:
+        raise UserError(f"{uri}: no mesh or skeleton layer there (no info file)") from None
+    index = own.get("spatial_index") or {}
+    if not {"voxel_offset", "size"} <= set(index):  # another program's, which stands inside of a segmentation
+        index = {}
     info = CloudVolume.create_new_info(
-        num_channels=1, layer_type="segmentation", data_type="uint64", encoding="raw", resolution=[1, 1, 1],
-        voxel_offset=[0, 0, 0], volume_size=[1, 1, 1], chunk_size=[1, 1, 1],
+        num_channels=1, layer_type="segmentation", data_type="uint64", encoding="raw",
+        resolution=index.get("resolution", [1, 1, 1]), voxel_offset=index.get("voxel_offset", [0, 0, 0]),
+        volume_size=index.get("size", [1, 1, 1]), chunk_size=[1, 1, 1],
     )  # fmt: skip
+    info["scales"] *= int(own.get("mip") or 0) + 1  # the index is that of level `mip`
     info[name] = folder
     return CloudVolume(cloudpath(parent), info=info, progress=False, secrets=cloud_secrets())

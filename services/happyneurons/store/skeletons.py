@@ -1,6 +1,7 @@
 """Skeletons read one by one: Neuroglancer's precomputed layers, and folders of SWC files.
 
-Formats: google/neuroglancer, skeletons.md (unsharded); SWC as neuronland.org's "SWC+" has it.
+Formats: google/neuroglancer, skeletons.md; SWC as neuronland.org's "SWC+" has it. Shards
+are read by CloudVolume.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from happyneurons.errors import NotFoundError, UserError
 from happyneurons.store.documents import Store
+from happyneurons.store.layers import open_skeletons
 
 _INFO_TYPE = "neuroglancer_skeletons"
 _NUMBER = re.compile(r"\d+")
@@ -34,6 +36,7 @@ class SkeletonLayer:
     def __init__(self, store: Store, *, swc_unit_nm: float = 1000.0) -> None:
         self._store, self._swc_unit_nm = store, swc_unit_nm
         self._transform: np.ndarray | None = None
+        self._shards: Any = None
         try:
             info = json.loads(store.get("info"))
         except NotFoundError:
@@ -43,7 +46,7 @@ class SkeletonLayer:
         if info.get("@type") != _INFO_TYPE:
             raise UserError(f"skeletons {store.uri}: its info has @type {info.get('@type')!r}, not {_INFO_TYPE}")
         if info.get("sharding"):
-            raise UserError(f"skeletons {store.uri}: sharded layers are not read; give unsharded ones, or SWC files")
+            self._shards = open_skeletons(store.uri).reader
         matrix = info.get("transform") or [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]
         self._transform = np.array(matrix, np.float64).reshape(3, 4)
 
@@ -51,6 +54,10 @@ class SkeletonLayer:
         """Names of the skeletons: segment ids in ascending order, or names of SWC files."""
         # A folder's own entries alone: one of a million skeletons may have other folders below it.
         entries = (path for path in self._store.list("") if "/" not in path)
+        if self._shards is not None:
+            files = (path for path in entries if path.endswith(".shard"))
+            found_ids = (self._shards.list_labels(path, path=self._folder) for path in files)
+            return [str(v) for v in sorted(int(label) for ids in found_ids for label in ids)]
         if self._transform is not None:
             return sorted((p.removesuffix(".gz") for p in entries if _NUMBER.fullmatch(p.removesuffix(".gz"))), key=int)
         found = sorted(path.removesuffix(".swc") for path in entries if path.endswith(".swc"))
@@ -65,13 +72,25 @@ class SkeletonLayer:
         where = f"skeleton {self._store.url(name)}"
         if self._transform is None:
             return parse_swc(self._store.get(f"{name}.swc"), self._swc_unit_nm, where)
+        if self._shards is not None:
+            data = self._shards.get_data(int(name), self._folder)
+            if data is None:
+                raise NotFoundError(where)
+            return self._moved(parse_precomputed(bytes(data), where))
         try:
             data = self._store.get(name)
         except NotFoundError:
             import gzip
 
             data = gzip.decompress(self._store.get(f"{name}.gz"))
-        found = parse_precomputed(data, where)
+        return self._moved(parse_precomputed(data, where))
+
+    @property
+    def _folder(self) -> str:
+        return self._store.uri.rstrip("/").rpartition("/")[2]
+
+    def _moved(self, found: Skeleton) -> Skeleton:
+        assert self._transform is not None
         moved = found.vertices_nm @ self._transform[:, :3].T + self._transform[:, 3]
         return Skeleton(moved, found.edges)
 

@@ -18,7 +18,7 @@ from happyneurons.imaging.blocks import without
 from happyneurons.jobs import objects
 from happyneurons.jobs.objects import BlockRound, LayerRound, ObjectLayer, block_grid, input_volume, task_block
 from happyneurons.jobs.stage import Context, Task, TaskResult
-from happyneurons.stages.mesh.sharding import shard_numbers, sharding_of, write_shard
+from happyneurons.store.shards import write_shard
 
 if TYPE_CHECKING:
     from happyneurons.stages.mesh.stage import MeshParams
@@ -52,6 +52,7 @@ class Forge(BlockRound):
                 without(labels, dust), block.start_zyx, closing_pad(block, grid), volume.voxel_size_nm_xyz,
                 max_error_nm=params.max_error_nm, reduction=params.reduction,
             )  # fmt: skip
+        LAYER.write_spatial_index(context, block, {label: surface.vertices for label, surface in found.items()})
         pieces = {label: surface.to_bytes() for label, surface in found.items()}
         written = LAYER.write_pieces(context, task, pieces)
         return TaskResult(
@@ -69,10 +70,6 @@ def _objects(context: Context[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return labels, voxels, size
 
 
-def _sharding(context: Context[Any]) -> dict[str, Any]:
-    return sharding_of(_objects(context)[0], context.params.objects_per_task)
-
-
 class Merge(LayerRound):
     """Task: a run of labels, or the labels of one shard."""
 
@@ -82,19 +79,13 @@ class Merge(LayerRound):
         from happyneurons.stages.mesh.multires import layer_info
 
         params: MeshParams = context.params
-        info = layer_info(params.vertex_bits, _sharding(context) if params.sharded else None)
-        context.output_store(MESH).put_json("info", {**info, "segment_properties": "segment_properties"})
+        info = layer_info(params.vertex_bits, LAYER.sharding(context) if params.sharded else None)
+        context.output_store(MESH).put_json("info", {**info, **LAYER.layer_entries(context)})
 
     def plan(self, context: Context[Any]) -> Iterable[Task]:
-        params: MeshParams = context.params
-        if not params.sharded:
-            yield from LAYER.group_tasks(context, PIECES_BYTES)
-            return
-        labels, _, sizes = _objects(context)
-        numbers, weights = shard_numbers(labels, _sharding(context)), np.maximum(sizes, 1)
-        for number in np.unique(numbers):
-            cost = float(weights[numbers == number].sum()) / 1e6
-            yield Task(key=f"shard-{number}", payload={"shard": int(number)}, cost=cost)
+        if context.params.sharded:
+            return LAYER.shard_tasks(context)
+        return LAYER.group_tasks(context, PIECES_BYTES)
 
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
         from happyneurons.stages.mesh.multires import encode
@@ -102,12 +93,7 @@ class Merge(LayerRound):
 
         params: MeshParams = context.params
         store = context.output_store(MESH)
-        if params.sharded:
-            labels = _objects(context)[0]
-            labels = labels[shard_numbers(labels, _sharding(context)) == task.payload["shard"]]
-        else:
-            labels = LAYER.group_labels(context, task)
-        pieces = LAYER.read_pieces(context, labels)
+        pieces = LAYER.read_pieces(context, LAYER.task_labels(context, task))
         encoded: dict[int, tuple[bytes, bytes]] = {}
         triangles = 0
         for label in sorted(pieces):
@@ -120,7 +106,7 @@ class Merge(LayerRound):
             if result is not None:
                 encoded[label] = result
         if params.sharded:
-            size = write_shard(store, _sharding(context), encoded)
+            size = write_shard(store, LAYER.sharding(context), encoded)
         else:
             size = 0
             for label, (manifest, data) in encoded.items():

@@ -16,6 +16,8 @@ from happyneurons.jobs import objects
 from happyneurons.jobs.objects import BlockRound, LayerRound, ObjectLayer, block_grid, input_volume, task_block
 from happyneurons.jobs.stage import Context, Task, TaskResult
 from happyneurons.store.fragments import FragmentIndex, write_fragments
+from happyneurons.store.shards import write_shard
+from happyneurons.store.skeletons import parse_precomputed
 
 if TYPE_CHECKING:
     from happyneurons.stages.skeletonize.stage import SkeletonizeParams
@@ -28,7 +30,6 @@ INFO = {
     "@type": "neuroglancer_skeletons",
     "transform": [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0],
     "vertex_attributes": [{"id": "radius", "data_type": "float32", "num_components": 1}],
-    "segment_properties": "segment_properties",
 }
 
 
@@ -59,19 +60,26 @@ class Trace(BlockRound):
         }
         kept = without(labels, np.union1d(foreign, dust))
         pieces = block_skeletons(kept, block.start_zyx, volume.voxel_size_nm_xyz, teasar)
+        vertices = {label: parse_precomputed(piece).vertices_nm for label, piece in pieces.items()}
+        LAYER.write_spatial_index(context, block, vertices)
         written = LAYER.write_pieces(context, task, pieces)
         return TaskResult(data={"labels": len(pieces)}, voxels=block.voxels, bytes=written)
 
 
 class Merge(LayerRound):
-    """Task: a run of labels."""
+    """Task: a run of labels, or the labels of one shard."""
 
     name = objects.MERGE
 
     def prepare(self, context: Context[Any]) -> None:
-        context.output_store(SKELETONS).put_json("info", INFO)
+        info = {**INFO, **LAYER.layer_entries(context)}
+        if context.params.sharded:
+            info["sharding"] = LAYER.sharding(context)
+        context.output_store(SKELETONS).put_json("info", info)
 
     def plan(self, context: Context[Any]) -> Iterable[Task]:
+        if context.params.sharded:
+            return LAYER.shard_tasks(context)
         return LAYER.group_tasks(context, PIECES_BYTES)
 
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
@@ -79,8 +87,9 @@ class Merge(LayerRound):
 
         params: SkeletonizeParams = context.params
         store = context.output_store(SKELETONS)
-        pieces = LAYER.read_pieces(context, LAYER.group_labels(context, task))
+        pieces = LAYER.read_pieces(context, LAYER.task_labels(context, task))
         lengths: dict[int, dict[str, int]] = {}
+        encoded: dict[int, tuple[bytes, bytes]] = {}
         branches, written = 0, 0
         for label in sorted(pieces):
             skeleton = join(
@@ -89,12 +98,17 @@ class Merge(LayerRound):
             if skeleton is None:
                 continue
             data = bytes(skeleton.to_precomputed())
-            store.put(str(label), data)
+            if params.sharded:
+                encoded[label] = data, b""
+            else:
+                store.put(str(label), data)
             if params.swc:
                 store.put(f"swc/{label}.swc", swc(skeleton.vertices, skeleton.edges, skeleton.radius))
             lengths[label] = {"length_nm": round(float(skeleton.cable_length()))}
             branches += int((np.bincount(skeleton.edges.ravel()) > 2).sum())
             written += len(data)
+        if encoded:
+            write_shard(store, LAYER.sharding(context), encoded)
         write_fragments(store, LENGTHS, task.key, {}, lengths)
         path_um = sum(row["length_nm"] for row in lengths.values()) / 1000
         return TaskResult(

@@ -38,11 +38,16 @@ class SkeletonizeParams(StageParams):
     )
     tick_length_nm: float = Field(300.0, ge=0, description="Side branches shorter than this (nm) are dropped")
     swc: bool = Field(False, description="Also write `swc/ID.swc` (µm) for each segment")
-    objects_per_task: int = Field(500, ge=1, le=100_000, description="Skeletons that one merging task joins")
+    sharded: bool = Field(
+        False, description="One file for many skeletons, with an index (for millions of objects), instead of one each"
+    )
+    objects_per_task: int = Field(
+        500, ge=1, le=100_000, description="Skeletons that one merging task joins, and about those in a shard"
+    )
 
 
 class Skeletonize(Stage[SkeletonizeParams]):
-    name, version = "skeletonize", "1"
+    name, version = "skeletonize", "2"
     summary = "TEASAR skeletons of all segments, for Neuroglancer and as SWC"
     Params = SkeletonizeParams
     inputs = {"segmentation": InputSpec("segmentation", "the segments to skeletonize")}
@@ -67,6 +72,7 @@ class Skeletonize(Stage[SkeletonizeParams]):
                 "count": count,
                 "path_um": path_um,
                 "largest_segments": largest,
+                "sharded": context.params.sharded,
                 "mip": context.params.mip,
                 "source": context.input("segmentation").uri,
             },

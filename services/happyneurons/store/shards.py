@@ -38,17 +38,18 @@ def shard_numbers(labels: np.ndarray, sharding: Mapping[str, Any]) -> np.ndarray
 
 
 def write_shard(store: Store, sharding: Mapping[str, Any], encoded: Mapping[int, tuple[bytes, bytes]]) -> int:
-    """Write objects (manifest, fragments) of one shard; returns bytes.
+    """Write objects (index entry, data before it) of one shard; returns bytes.
 
-    In a shard an object is its fragments followed by the manifest, which is what the index points to.
+    The index points to the entry: a mesh's manifest, which its fragments precede, or a skeleton with
+    nothing before it.
     """
     from cloudvolume.datasource.precomputed.sharding import ShardingSpecification
 
     if not encoded:
         return 0
     files = ShardingSpecification.from_dict(dict(sharding)).synthesize_shards(
-        {label: data + manifest for label, (manifest, data) in encoded.items()},
-        data_offset={label: len(manifest) for label, (manifest, _) in encoded.items()},
+        {label: data + entry for label, (entry, data) in encoded.items()},
+        data_offset={label: len(entry) for label, (entry, _) in encoded.items()},
     )
     for name, content in files.items():
         store.put(name, bytes(content))
