@@ -101,3 +101,13 @@ def test_written_volumes_hold_the_phantom(phantom: Phantom, tmp_path: Path) -> N
 def test_impossible_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 8"):
         make_phantom((4, 64, 64))
+
+
+def test_phantoms_without_cell_bodies_are_those_from_before_there_were_any(phantom: Phantom) -> None:
+    """Figures of the phantom before it knew cell bodies."""
+    assert phantom.bodies is None
+    assert (phantom.objects, int((phantom.labels > 0).sum())) == (33, 486348)
+    assert int(phantom.image.sum(dtype=np.int64)) == pytest.approx(87886504, rel=1e-6)
+    none = make_phantom(SHAPE, seed=3, cell_bodies=0)
+    assert np.array_equal(none.image, phantom.image)
+    assert np.array_equal(none.labels, phantom.labels)

@@ -10,6 +10,8 @@ import pytest
 
 from happyneurons.errors import UserError
 from happyneurons.metrics.segmentation import scores, truth_table
+from happyneurons.stages.mask.objects import Window, classify
+from happyneurons.stages.mask.params import ClassRule
 from happyneurons.store.artifacts import Manifest
 from happyneurons.store.documents import Store
 from happyneurons.store.volumes import create_volume, open_volume
@@ -185,3 +187,31 @@ def test_grey_values_without_training(tmp_path):
     assert bright[0, 45:65, 25:55].all()
     assert not bright[1].any()
     assert not mask("dark").any()
+
+
+def test_growth_is_as_far_in_every_direction_and_the_same_in_blocks(tmp_path):
+    block = np.zeros((40, 130, 90), np.uint8)
+    block[20, 64, 62] = block[20, 63, 20] = 255
+    block[5:15, 50:80, 40:80] = 255
+    block[8:12, 60:68, 60:68] = 0  # a hole on the border of blocks, which growth makes smaller
+    block[10, 64, 68:80] = 0  # and a gap that leads to it, which growth closes
+    uri = put(tmp_path, "block", block)
+    rule = {"grow_nm": 60, "fill_holes_voxels": 300}
+    whole = read(make(tmp_path, uri, rule, object_block_size_xyz=(128, 192, 64)), "mask") > 0
+    assert (whole == (read(make(tmp_path, uri, rule, object_block_size_xyz=(64, 64, 64)), "mask") > 0)).all()
+    z, y, x = np.ogrid[:40, :130, :90]
+    alone = (40.0 * (z - 20)) ** 2 + (20.0 * (y - 63)) ** 2 + (20.0 * (x - 20)) ** 2 <= 60.0**2
+    assert (whole[:, :, :25] == alone[:, :, :25]).all()
+    assert whole[5:15, 50:80, 40:80].all()
+
+
+def test_where_two_classes_grow_the_nearer_one_comes_first():
+    probability = np.zeros((2, 1, 1, 12), np.uint8)
+    probability[0, 0, 0, 2] = probability[1, 0, 0, 9] = 255
+    window = Window((0, 0, 0), (1, 1, 12), (0, 0, 0), (1, 1, 12))
+    rules = (ClassRule(grow_nm=50), ClassRule(grow_nm=20))
+    assert classify(probability, rules, (10, 10, 10), window).ravel().tolist() == [1] * 6 + [1, 2, 2, 2, 2, 2]
+    equal = (ClassRule(grow_nm=80), ClassRule(grow_nm=80))
+    assert classify(probability, equal, (10, 10, 10), window).ravel().tolist() == [1] * 6 + [2] * 6
+    stays = (ClassRule(grow_nm=500), ClassRule())
+    assert classify(probability, stays, (10, 10, 10), window).ravel().tolist() == [1] * 9 + [2] + [1] * 2

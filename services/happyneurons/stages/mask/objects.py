@@ -42,11 +42,18 @@ class Window:
 
 
 def class_margin(rules: Sequence[ClassRule], size_zyx: Sequence[float]) -> Triple:
-    """Voxels around a box that its classes depend on: filters and holes."""
+    """Voxels around a box that its classes depend on: filters, growth and holes."""
     sigma = max((r.smooth_nm for r in rules), default=0.0)
-    holes = max((r.fill_holes_voxels for r in rules), default=0)
-    around = 2 * math.ceil(holes ** (1 / 3)) + 1 if holes else 0
-    return _triple(math.ceil(TRUNCATE * sigma / s) + around for s in size_zyx)
+    grow = max((r.grow_nm for r in rules), default=0.0)
+    holes = max((_hole_length(r) for r in rules), default=0)
+    return _triple(
+        math.ceil(TRUNCATE * sigma / s) + math.ceil(grow / s) + (holes + 1 if holes else 0) for s in size_zyx
+    )
+
+
+def _hole_length(rule: ClassRule) -> int:
+    """Voxels along any axis that a hole may have to be filled."""
+    return 2 * math.ceil(rule.fill_holes_voxels ** (1 / 3)) if rule.fill_holes_voxels else 0
 
 
 def classify(
@@ -54,7 +61,8 @@ def classify(
 ) -> NDArray[np.uint8]:
     """(z, y, x) class numbers, 0 background, of (classes, z, y, x) probabilities in a window.
 
-    A voxel is of the most probable class among those over their threshold.
+    A voxel is of the most probable class among those over their threshold. Then classes grow into what is of none,
+    where two reach a voxel the nearer one, and holes are filled.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -70,21 +78,46 @@ def classify(
         # 255 is sure: half of it, 127.5, lies between two whole numbers.
         over = (share >= 255 * rule.threshold) & (share > best)
         classes[over], best[over] = number, share[over]
+    if any(rule.grow_nm for rule in rules):
+        classes = _grown(classes, rules, size_zyx)
     for number, rule in enumerate(rules, 1):
         if rule.fill_holes_voxels:
-            classes[_holes(classes == number, rule.fill_holes_voxels) & (classes == 0)] = number
+            classes[_holes(classes == number, rule) & (classes == 0)] = number
     return classes
 
 
-def _holes(mask: NDArray[np.bool_], most_voxels: int) -> NDArray[np.bool_]:
-    """Holes of a mask: 6-connected parts of what is outside that are small and do not touch the window's faces."""
+NEAR = 1e-3
+"""Distances that differ by less, nm, are equal: their last bits depend on which of equally near voxels was found."""
+
+
+def _grown(classes: NDArray[np.uint8], rules: Sequence[ClassRule], size_zyx: Sequence[float]) -> NDArray[np.uint8]:
+    from scipy.ndimage import distance_transform_edt
+
+    out, nearest = classes.copy(), np.full(classes.shape, np.inf, np.float32)
+    for number, rule in enumerate(rules, 1):
+        own = classes == number
+        if not rule.grow_nm or not own.any():
+            continue
+        box = _box(own, [math.ceil(rule.grow_nm / s) for s in size_zyx])
+        distance = distance_transform_edt(~own[box], sampling=list(size_zyx)).astype(np.float32)
+        into = (classes[box] == 0) & (distance <= rule.grow_nm + NEAR) & (distance < nearest[box] - NEAR)
+        out[box][into], nearest[box][into] = number, distance[into]
+    return out
+
+
+def _holes(mask: NDArray[np.bool_], rule: ClassRule) -> NDArray[np.bool_]:
+    """Holes of a mask: 6-connected parts of what is outside that are small, short, and do not touch the window's
+    faces. Short, so that a window with the margin around it holds all of a hole of which it holds a part."""
     import cc3d
 
     if not mask.any():
         return mask
     parts = cc3d.connected_components(np.ascontiguousarray(~mask).view(np.uint8), connectivity=6, out_dtype=np.uint32)
-    small = np.bincount(parts.ravel()) <= most_voxels
+    found = cc3d.statistics(parts)
+    small = found["voxel_counts"] <= rule.fill_holes_voxels
     small[0] = False
+    for number in np.flatnonzero(small):
+        small[number] = max(side.stop - side.start for side in found["bounding_boxes"][number]) <= _hole_length(rule)
     for axis in range(3):
         for face in (0, -1):
             small[np.unique(parts.take(face, axis))] = False
@@ -109,12 +142,12 @@ def distances(mask: NDArray[np.bool_], size_zyx: Sequence[float]) -> NDArray[np.
     return depth
 
 
-def _box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
-    """Where a mask is, and one voxel more, as far as the array goes."""
+def _box(mask: NDArray[np.bool_], more: Sequence[int] = (1, 1, 1)) -> tuple[slice, slice, slice]:
+    """Where a mask is, and some voxels more, as far as the array goes."""
     found = []
     for axis in range(3):
         at = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        found.append(slice(max(0, int(at[0]) - 1), int(at[-1]) + 2))
+        found.append(slice(max(0, int(at[0]) - more[axis]), int(at[-1]) + more[axis] + 1))
     z, y, x = found
     return (z, y, x)
 

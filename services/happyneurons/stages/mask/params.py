@@ -19,7 +19,18 @@ class ClassRule(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     threshold: float = Field(0.5, gt=0, lt=1, description="Least probability of what belongs to it")
     smooth_nm: float = Field(0.0, ge=0, description="Sigma of a Gaussian filter of the probabilities before that, nm")
-    fill_holes_voxels: int = Field(0, ge=0, description="Enclosed holes up to this size are filled, voxels")
+    fill_holes_voxels: int = Field(
+        0,
+        ge=0,
+        description="Enclosed holes up to this size are filled, voxels, if along no axis they are longer than twice "
+        "the side of a cube of that size",
+    )
+    grow_nm: float = Field(
+        0.0,
+        ge=0,
+        description="What is over the threshold grows by so much in every direction, nm, into what is of no class; "
+        "after that holes are filled and objects told apart. For masks to segment around, which should leave no rim",
+    )
     instances: Literal["none", "components", "watershed"] = Field(
         "none",
         description="Objects of it: none; connected parts (vessels: of any length); or grown from seeds, so that "
