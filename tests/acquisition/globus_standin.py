@@ -1,4 +1,4 @@
-"""A stand-in for Globus: the part of its Auth and Transfer APIs that a watcher uses, over HTTP.
+"""A stand-in for Globus: the part of its Auth and Transfer APIs that a watcher and `hpn publish` use, over HTTP.
 
 There is no Globus without the internet, so the real SDK is pointed at this server (GLOBUS_SDK_SERVICE_URL_*).
 Collections are folders, transfers really copy files, and the server fails when a test asks it to. Documents
@@ -38,10 +38,12 @@ class Failure:
 
 @dataclass
 class GlobusStandIn:
-    """collections: id → folder. unreadable: source paths that make a task fail. held: tasks stay active.
-    copies: every file that was really written. asked: method and path of every request."""
+    """collections: id → folder; https: id → address of its HTTPS server. unreadable: source paths that make a
+    task fail. held: tasks stay active. copies: every file that was really written. asked: method and path of
+    every request."""
 
     collections: dict[str, Path]
+    https: dict[str, str] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     unreadable: set[str] = field(default_factory=set)
     held: bool = False
@@ -81,6 +83,12 @@ class GlobusStandIn:
         task_id = self.submissions[submission] = str(uuid.uuid4())
         self.tasks[task_id] = {"status": "ACTIVE", "data": data, "events": []}
         return 202, {"DATA_TYPE": "transfer_result", "code": "Accepted", "task_id": task_id}
+
+    def endpoint(self, endpoint: str) -> tuple[int, dict[str, Any]]:
+        if endpoint not in self.collections:
+            return 404, error("EndpointNotFound", f"No such endpoint '{endpoint}'")
+        return 200, {"DATA_TYPE": "endpoint", "id": endpoint, "entity_type": "GCSv5_mapped_collection",
+                     "https_server": self.https.get(endpoint)}  # fmt: skip
 
     def task(self, task_id: str) -> tuple[int, dict[str, Any]]:
         if task_id not in self.tasks:
@@ -167,6 +175,8 @@ def _handler(globus: GlobusStandIn) -> type[BaseHTTPRequestHandler]:
             if path == "/v0.10/transfer":
                 return globus.submit(json.loads(body))
             _, _, kind, task_id, *rest = path.split("/")
+            if kind == "endpoint":
+                return globus.endpoint(task_id)
             assert kind == "task"
             if rest == ["event_list"]:
                 events = globus.tasks[task_id]["events"]

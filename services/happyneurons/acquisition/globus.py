@@ -12,7 +12,7 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -234,16 +234,9 @@ class GlobusMover:
         self._tell(f"Globus transfer {shipment.task} {what}: {text}{'; ' if fault else ''}{fault}")
 
     def _last_fault(self, task: str) -> str:
-        events = self._ask(lambda c: list(c.task_event_list(task, limit=1, query_params={"filter": "is_error:1"})))
-        if not events:
-            return ""
-        details = str(events[0].get("details") or "")
-        try:
-            paths = [str(c["path"]) for c in json.loads(details)["context"] if "path" in c]
-            details = ", ".join(paths) or details
-        except (ValueError, KeyError, TypeError):
-            pass  # plain text
-        return f"{events[0].get('description') or events[0].get('code')} ({' '.join(details.split())[:300]})"
+        return fault_text(
+            self._ask(lambda c: list(c.task_event_list(task, limit=1, query_params={"filter": "is_error:1"})))
+        )
 
     def _first_login(self) -> globus_sdk.TransferClient | None:
         import globus_sdk
@@ -280,6 +273,19 @@ class GlobusMover:
             self._said = ""
             self._tell("Globus answers again")
         return answer
+
+
+def fault_text(events: Sequence[Any]) -> str:
+    """What the first of a task's error events says, with the paths that it names; "" if there is none."""
+    if not events:
+        return ""
+    details = str(events[0].get("details") or "")
+    try:
+        paths = [str(c["path"]) for c in json.loads(details)["context"] if "path" in c]
+        details = ", ".join(paths) or details
+    except (ValueError, KeyError, TypeError):
+        pass  # plain text
+    return f"{events[0].get('description') or events[0].get('code')} ({' '.join(details.split())[:300]})"
 
 
 class Hindrance(NamedTuple):

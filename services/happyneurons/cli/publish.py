@@ -75,12 +75,15 @@ def publish(
     target = collection_of(to)
     send: Callable[[], int] | None = None
     if target is not None:
+        if prune:
+            raise UserError("--prune does not reach into a Globus collection: delete old folders below data/ there")
         if staging is None or globus_source is None:
             raise UserError("a Globus collection needs --staging FOLDER and --globus-source ENDPOINT:PATH, that folder")
         staging = staging.resolve()
         staging.mkdir(parents=True, exist_ok=True)
         sender = _sender(staging, globus_source, target, globus_token, say)
         url, send, to = url or sender.https_url(), sender.send, staging.as_uri()
+        sender.resume()
     elif staging is not None or globus_source is not None:
         raise UserError("--staging and --globus-source go with --to globus://COLLECTION/PATH")
     to = normalize_uri(to)
