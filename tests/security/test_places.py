@@ -29,7 +29,7 @@ def test_every_text_parameter_says_whether_it_is_a_place() -> None:
             text = any(k.get("type") == "string" and "enum" not in k and "const" not in k for k in kinds)
             if text and not text_format(stage, name):
                 plain.add(f"{stage.name}.{name}")
-    assert plain == set(), "say format uri-reference or regex (json_schema_extra)"
+    assert plain == set(), "say format uri-reference, regex or name (json_schema_extra)"
 
 
 def test_allowed_places(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """The one place where requests are asked where they would read and write: inputs and parameters that are paths or URIs.
 
 Fields of parameters say what their text is by `format` in their JSON Schema: `uri-reference` for a path or a URI (with
-`written: true` one that the job writes to), `regex` for a pattern. Other text counts as a path as soon as it looks like
-one, so a stage that does not say so (another package's) is refused too much rather than too little.
+`written: true` one that the job writes to), `regex` for a pattern, `name` for what is only compared or parsed.
+Other text counts as a path as soon as it looks like one, so a stage that does not say so (another package's) is refused
+too much rather than too little.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import Any
 
 from happyneurons.jobs.stage import Stage
 from happyneurons.store.roots import SECRET, Roots, secret_in
+
+NO_PLACES = ("regex", "name")
+"""Formats of text that is never opened, whatever it looks like."""
 
 Found = list[tuple[str, str]]
 """`(field path, what was expected)`"""
@@ -45,7 +49,7 @@ def misplaced(
         kind, written = _field(stage, field)
         where = roots.written if roots and written else roots
         for path, text in _leaves(value, field):
-            if kind == "uri-reference" or (kind != "regex" and looks_like_a_location(text)):
+            if kind == "uri-reference" or (kind not in NO_PLACES and looks_like_a_location(text)):
                 ask(f"params.{path}", text, where)
     return found
 

@@ -21,7 +21,11 @@ class AnnotatePullParams(StageParams):
     take: tuple[Literal["labels", "points", "skeletons"], ...] = Field(
         (), description="What the annotation must give; empty: what is in it"
     )
-    layer: str | None = Field(None, description="Name of the volume layer, if there are several with data")
+    layer: str | None = Field(
+        None,
+        description="Name of the volume layer, if there are several with data",
+        json_schema_extra={"format": "name"},
+    )
     mip: int = Field(0, ge=0, le=20, description="Which of the layer's magnifications; 0 is the finest")
     bounds_xyz: tuple[Point, Point] | None = Field(
         None,
@@ -29,7 +33,9 @@ class AnnotatePullParams(StageParams):
         "of the input dataset, or fallback, or of the blocks that were changed",
     )
     bounding_box: str | None = Field(
-        None, description="Instead: name of a bounding box drawn in the annotation, e.g. around what is labelled wholly"
+        None,
+        description="Instead: name of a bounding box drawn in the annotation, e.g. around what is labelled wholly",
+        json_schema_extra={"format": "name"},
     )
     changes_only: bool = Field(
         False, description="Of a layer that corrects another: only the blocks that were changed, 0 elsewhere"
@@ -40,7 +46,9 @@ class AnnotatePullParams(StageParams):
         json_schema_extra={"format": "regex"},
     )
     dataset_name: str | None = Field(
-        None, description="The dataset that must have been annotated; default: that of the input dataset"
+        None,
+        description="The dataset that must have been annotated; default: that of the input dataset",
+        json_schema_extra={"format": "name"},
     )
     voxel_size_nm_xyz: tuple[float, float, float] | None = Field(
         None, description="Voxel size at full resolution, nm, where the annotation's is wrong"

@@ -39,7 +39,10 @@ Point = tuple[int, int, int]
 
 class AnnotatePushParams(StageParams):
     name: str = Field(
-        "crop", pattern=r"^[A-Za-z0-9_.-]{1,120}$", description="Name of the dataset; annotations of it carry it"
+        "crop",
+        pattern=r"^[A-Za-z0-9_.-]{1,120}$",
+        description="Name of the dataset; annotations of it carry it",
+        json_schema_extra={"format": "name"},
     )
     target: str | None = Field(
         None,

@@ -44,13 +44,13 @@ class MaskTrainParams(TrainingOptions, StageParams):
         pattern=RANGES,
         description="Annotated sections to train on, z at that mip, as 0-10,40,100-900:100 (ends included, :step). "
         "Default: all sections of the labels in which an object is drawn",
-        json_schema_extra={"format": "regex"},
+        json_schema_extra={"format": "name"},
     )
     validation_sections: SectionList | None = Field(
         None,
         pattern=RANGES,
         description="Annotated sections of the same volumes to judge by, which are not trained on",
-        json_schema_extra={"format": "regex"},
+        json_schema_extra={"format": "name"},
     )
     mip: int = Field(
         0,
