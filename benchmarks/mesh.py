@@ -31,6 +31,7 @@ import numpy as np
 
 from happyneurons.store.documents import Store
 from happyneurons.store.layers import open_meshes, open_skeletons
+from happyneurons.store.skeletons import SkeletonLayer
 from happyneurons.store.volumes import create_volume
 
 BLOCK, LEVELS, CHUNK_VX = 128, 3, 64
@@ -98,7 +99,7 @@ def ours(stage: str, volume: Path, folder: Path) -> tuple[float, float, str]:
 
 
 def theirs(stage: str, volume: Path, folder: Path) -> tuple[float, float, str]:
-    script, copy = folder / "queue.py", folder / "volume"
+    script, copy = folder / "igneous_tasks.py", folder / "volume"
     folder.mkdir()
     shutil.copytree(volume, copy)  # it writes beside what it reads
     script.write_text(IGNEOUS)
@@ -122,14 +123,12 @@ def content(stage: str, uri: str, labels: np.ndarray) -> dict[str, Any]:
             "triangles_of_the_largest_by_level": [len(reader.get(largest, lod=i)[largest].faces) for i in range(lods)],
         }  # fmt: skip
     else:
-        reader, skeletons = open_skeletons(uri), []
-        for i in ids:
-            try:
-                skeletons.append(reader.get(i))
-            except Exception as error:
-                if "SkeletonDecodeError" not in type(error).__name__:
-                    raise
-        found |= {"objects": len(skeletons), "path_um": round(sum(s.cable_length() for s in skeletons) / 1000, 1)}
+        names = SkeletonLayer(Store(uri)).names()
+        skeletons = [open_skeletons(uri).get(int(name)) for name in names]
+        found |= {
+            "objects": len(skeletons),
+            "path_um": round(float(sum(s.cable_length() for s in skeletons)) / 1000, 1),
+        }
     return found
 
 
