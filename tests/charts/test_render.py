@@ -18,6 +18,7 @@ from happyneurons.orchestrator.sites import load_sites
 from .conftest import CHART, NAMES, NAMESPACE, VALUES, Object, helm, of_kind, pods, rendered, template
 
 VERSIONS = ("1.30", "1.37")
+HEALTH_PORT = yaml.safe_load((CHART / "values.yaml").read_text())["security"]["healthPort"]
 # Objects of others' APIs that the chart makes. Their own schemas are not part of Kubernetes': what is compared here is
 # their group and version, and that nothing but these fields is given.
 CUSTOM = {
@@ -123,24 +124,35 @@ def test_only_an_orchestrator_that_makes_jobs_has_a_token_and_it_can_do_nothing_
 
 
 def test_servers_are_probed_and_leave_in_order(objects: tuple[Object, ...]) -> None:
-    tls = any("tls.crt" in str(pod["spec"]["volumes"]) for _, pod in pods(objects))
+    asked = set()
     for name, o in of_kind(objects, "Deployment").items():
         pod = o["spec"]["template"]["spec"]
         container = pod["containers"][0]
         if "acquisition" in name:
             assert o["spec"]["strategy"]["type"] == "Recreate", "one watcher of a folder at a time"
             continue
-        wanted = "tcpSocket" if tls or "volumes" in name else "grpc"
+        ports = {p["name"]: p["containerPort"] for p in container["ports"]}
+        assert len(set(ports.values())) == len(ports), name
+        secured = any(a.startswith("--security=") for a in container["args"])
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            assert wanted in container[probe], (name, probe)
-        if wanted == "grpc":
-            assert container["readinessProbe"]["grpc"]["port"] == container["ports"][0]["containerPort"]
+            if "volumes" in name:
+                assert container[probe]["tcpSocket"] == {"port": "http"}, (name, probe)
+            else:
+                assert container[probe]["grpc"] == {"port": ports["health" if secured else "grpc"]}, (name, probe)
+                asked.add((name, secured))
         pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
         drains = [a for a in container["args"] if a.startswith("--drain-s=")]
         needs = pause + (float(drains[0].partition("=")[2]) if drains else 5) + 5  # gRPC's own grace
         assert pod["terminationGracePeriodSeconds"] > needs, name
         update = o["spec"]["strategy"]["rollingUpdate"]
         assert update["maxUnavailable"] < max(2, o["spec"]["replicas"]), "somebody always answers"
+    files = [o["data"]["security.yaml"] for n, o in of_kind(objects, "ConfigMap").items() if n.endswith("-security")]
+    assert asked, "every release has an orchestrator"
+    assert {secured for _, secured in asked} == {bool(files)}
+    for text in files:
+        assert yaml.safe_load(text)["health"] == f"0.0.0.0:{HEALTH_PORT}"
+    for name, o in of_kind(objects, "Service").items():
+        assert "health" not in str(o["spec"]["ports"]), f"{name}: only for the kubelet"
 
 
 def test_many_replicas_have_a_disruption_budget(objects: tuple[Object, ...]) -> None:
@@ -284,6 +296,19 @@ def test_a_grace_too_short_for_draining_is_refused() -> None:
     stage = 'stages=[{"name":"montage","cores":4,"terminationGracePeriodSeconds":30}]'
     done = template("--values", str(CHART / "ci/minimal-values.yaml"), "--set-json", stage)
     assert "montage: terminationGracePeriodSeconds 30 would kill what may drain for 45 s" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ("security.healthPort=9090", "security.healthPort: 9090 is the port of calls or of metrics, too"),
+        ("security.healthPort=50050", "security.healthPort: 50050 is the port of calls or of metrics, too"),
+        ('security.config.health=":1"', "security.config: leave out health; give security.healthPort"),
+    ],
+)
+def test_a_port_for_health_that_cannot_be_is_refused(setting: str, why: str) -> None:
+    done = template("--values", str(CHART / "ci/s3-tls-values.yaml"), "--set-json", setting)
+    assert why in done.stderr
 
 
 def test_a_release_needs_a_place_for_its_jobs() -> None:

@@ -155,10 +155,23 @@ envFrom:
 {{- end }}
 {{- end -}}
 
-{{/* Probes of a gRPC server on the port `grpc`. The kubelet's gRPC probe speaks no TLS: with it, TCP. */}}
+{{/* Ports of a gRPC server. With security, health has one of its own: the kubelet's gRPC probe speaks no TLS. */}}
+{{- define "happyneurons.ports" -}}
+ports:
+  - {name: grpc, containerPort: {{ .port }}}
+  {{- if .root.Values.metrics.enabled }}
+  - {name: metrics, containerPort: {{ .root.Values.metrics.port }}}
+  {{- end }}
+  {{- if .root.Values.security.enabled }}
+  {{- $taken := list (int .port) (ternary (int .root.Values.metrics.port) 0 .root.Values.metrics.enabled) }}
+  {{- if has (int .root.Values.security.healthPort) $taken }}{{ fail (printf "security.healthPort: %v is the port of calls or of metrics, too: give another" .root.Values.security.healthPort) }}{{ end }}
+  - {name: health, containerPort: {{ .root.Values.security.healthPort }}}
+  {{- end }}
+{{- end -}}
+
+{{/* Probes of a gRPC server: they ask gRPC health, at its own port where there is one. */}}
 {{- define "happyneurons.grpcProbes" -}}
-{{- $ask := dict "grpc" (dict "port" .port) }}
-{{- if .root.Values.tls.enabled }}{{ $ask = dict "tcpSocket" (dict "port" "grpc") }}{{ end -}}
+{{- $ask := dict "grpc" (dict "port" (ternary .root.Values.security.healthPort .port .root.Values.security.enabled)) -}}
 startupProbe:
   {{- toYaml $ask | nindent 2 }}
   periodSeconds: 2
