@@ -1,4 +1,4 @@
-"""Results in a real browser: Neuroglancer's packaged client draws image, segments and meshes from our server."""
+"""Results in a real browser: Neuroglancer's packaged client draws image, segments, meshes, skeletons."""
 
 from __future__ import annotations
 
@@ -85,6 +85,11 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
+    def hide(self, layer: str) -> None:
+        """Hide a layer of Neuroglancer, and wait until the page is drawn without it."""
+        self.evaluate(f"viewer.layerManager.getLayerByName({json.dumps(layer)}).setVisible(false)")
+        assert self.evaluate(READY) is True
+
     def screenshot(self) -> np.ndarray:
         from PIL import Image
 
@@ -163,7 +168,7 @@ def viewer(tmp_path: Path, shared_data: Path, requests: list[tuple[str, str, int
     running.stop()
 
 
-def test_image_segments_and_meshes_are_drawn(
+def test_image_segments_meshes_and_skeletons_are_drawn(
     browser: Browser, viewer: Viewer, requests: list[tuple[str, str, int]], tmp_path: Path
 ) -> None:
     browser.open(viewer.url)
@@ -196,6 +201,25 @@ def test_image_segments_and_meshes_are_drawn(
     assert (spread[in_3d] > 40).mean() > 0.05, "meshes are coloured"
     hues = np.unique((picture[in_3d][spread[in_3d] > 40] // 64), axis=0)
     assert len(hues) > 5, "many meshes, many colours"
+
+    # Skeletons alone, without the lines that Neuroglancer itself draws.
+    alone = start_viewer({"skeletons": viewer.artifacts["skeletons"]}, layout="3d")
+    try:
+        browser.open(alone.url)
+        assert browser.evaluate(READY) is True
+        browser.evaluate("viewer.showAxisLines.value = viewer.showDefaultAnnotations.value = false")
+        assert browser.evaluate(READY) is True
+        lines = browser.screenshot()[120:-60, 60:-60].astype(int)
+        browser.hide("skeletons")
+        hidden = browser.screenshot()[120:-60, 60:-60].astype(int)
+    finally:
+        alone.stop()
+    coloured = np.ptp(lines, axis=2) > 40
+    assert 0.001 < coloured.mean() < 0.2, "skeletons are lines"
+    assert len(np.unique(lines[coloured] // 64, axis=0)) > 5, "of many colours"
+    assert (np.ptp(hidden, axis=2) > 40).sum() < coloured.sum() / 10, "and nothing else is there"
+    if folder:
+        Image.fromarray(lines.astype(np.uint8)).save(Path(folder) / "skeletons.png")
 
 
 def test_two_results_side_by_side_and_a_published_one(browser: Browser, viewer: Viewer, tmp_path: Path) -> None:
