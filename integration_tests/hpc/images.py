@@ -6,6 +6,7 @@ kept by podman itself.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -14,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Images:
     engine: Engine = field(default_factory=find_engine)
     built: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    _alone: bool = False
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -43,13 +45,30 @@ class Images:
     def _script(self, what: str, *arguments: str) -> str:
         command = [sys.executable, str(ROOT / "containers" / "images.py"), what, *arguments]
         begin = time.monotonic()
-        with (self.folder / ".lock").open("w") as lock:  # of two test processes, one builds and the other finds it
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self.alone():
             done = subprocess.run(command, capture_output=True, text=True)
         names = [a for a in arguments if "/" not in a and not a.startswith("-")]
         self.seconds[" ".join([what, *names])] = round(time.monotonic() - begin, 1)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other test process builds meanwhile: it then finds what this one built.
+
+        Who stops a container waits for it, too: podman holds its locks for minutes where it writes large layers, and
+        passes no signal on.
+        """
+        if self._alone:
+            yield
+            return
+        with (self.folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._alone = True
+            try:
+                yield
+            finally:
+                self._alone = False
 
     def build(self, *names: str) -> dict[str, str]:
         """Build images of stages and families in one go; the names of all there are by now."""

@@ -162,6 +162,11 @@ def test_kernels_of_networks_are_built_for_the_same_processors_as_here(images: I
 @contextlib.contextmanager
 def serving(images: Images, name: str, image: str, folder: Path, arguments: Sequence[str]) -> Iterator[str]:
     """A server in a hardened container; its address. It has to end well on SIGTERM."""
+    with images.alone():
+        yield from _serving(images, name, image, folder, arguments)
+
+
+def _serving(images: Images, name: str, image: str, folder: Path, arguments: Sequence[str]) -> Iterator[str]:
     shared = folder / name
     shared.mkdir()
     shared.chmod(0o777)
