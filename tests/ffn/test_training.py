@@ -17,11 +17,12 @@ import pytest
 from happyneurons.acquisition.phantom import make_phantom
 from happyneurons.errors import UserError
 from happyneurons.ffn.model import Model, load_model, save_model
-from happyneurons.ffn.training import TrainingOptions, average, best_row, learning_rate, saturated
+from happyneurons.ffn.training import TrainingOptions, learning_rate
 from happyneurons.jobs.spec import make_spec, save_spec
 from happyneurons.stages import load_stage
 from happyneurons.store.documents import Store
 from happyneurons.store.volumes import create_volume
+from happyneurons.training.blocks import average, best_row, saturated
 from happyneurons.worker.local import run_stage
 from happyneurons.worker.run import RunOptions
 from tests.stages.attempts import files, run_with_ranks
@@ -196,10 +197,10 @@ def test_the_mean_of_shards_and_when_training_stops() -> None:
     def rows(*scores: float) -> list[dict[str, float]]:
         return [{"step": float(i), "f1": f1} for i, f1 in enumerate(scores)]
 
-    assert not saturated(rows(0.5, 0.6, 0.6), options)
-    assert saturated(rows(0.5, 0.6, 0.6, 0.605), options)
-    assert not saturated(rows(0.5, 0.6, 0.6, 0.62), options)
-    assert best_row(rows(0.5, 0.7, 0.6, 0.7))["step"] == 1
+    assert not saturated(rows(0.5, 0.6, 0.6), options, "f1")
+    assert saturated(rows(0.5, 0.6, 0.6, 0.605), options, "f1")
+    assert not saturated(rows(0.5, 0.6, 0.6, 0.62), options, "f1")
+    assert best_row(rows(0.5, 0.7, 0.6, 0.7), "f1")["step"] == 1
     assert max(learning_rate(options, s) for s in range(5000)) > 10 * max(
         learning_rate(options, s, fine_tuning=True) for s in range(5000)
     )

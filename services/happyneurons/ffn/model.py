@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from happyneurons.errors import NotFoundError, UserError
+from happyneurons.errors import UserError
 from happyneurons.ffn.architecture import Architecture, check_weights, infer_architecture
 from happyneurons.ffn.tensor_bundle import BundleError, TensorBundle
 from happyneurons.store.documents import Store
+from happyneurons.training.artifact import describe_model, read_model, write_model
 
 FORMAT = "happyneurons-ffn"
 CHECKPOINT_DEFAULTS: Mapping[str, Any] = {
@@ -51,10 +52,7 @@ def load_model(data_uri: str, **overrides: Any) -> Model:
 
 
 def _load_folder(store: Store, overrides: dict[str, Any]) -> Model:
-    try:
-        document, weights = store.get_json("model.json"), store.get_arrays("weights.npz")
-    except NotFoundError as error:
-        raise UserError(f"model {store.uri}: {error}") from None
+    document, weights = read_model(store)
     if document.get("format") != FORMAT or document.get("version") != 1:
         raise UserError(f"model {store.uri}: model.json is not of format {FORMAT} version 1")
     architecture = Architecture.model_validate({**document["architecture"], **overrides})
@@ -65,19 +63,12 @@ def _load_folder(store: Store, overrides: dict[str, Any]) -> Model:
 def save_model(store: Store, model: Model) -> None:
     """Write `weights.npz` and `model.json`, with the same bytes for the same model."""
     check_weights(model.architecture, model.weights)
-    arrays = {name: np.ascontiguousarray(model.weights[name], np.float32) for name in sorted(model.weights)}
-    store.put_arrays("weights.npz", **arrays)
-    store.put_json("model.json", describe(model))
+    write_model(store, model, FORMAT)
 
 
 def describe(model: Model) -> dict[str, Any]:
     """What `model.json` holds."""
-    return {
-        "format": FORMAT,
-        "version": 1,
-        "architecture": model.architecture.model_dump(mode="json"),
-        "training": model.training,
-    }
+    return describe_model(model, FORMAT)
 
 
 def read_checkpoint(prefix: str) -> dict[str, np.ndarray]:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from happyneurons.errors import NotFoundError, UserError
+from happyneurons.errors import UserError
 from happyneurons.store.documents import Store
+from happyneurons.training.artifact import describe_model, read_model, write_model
 from happyneurons.unet.architecture import Architecture, weight_shapes
 
 FORMAT = "happyneurons-unet"
@@ -36,10 +37,7 @@ def load_model(data_uri: str) -> Model:
     if data_uri.startswith("ckpt://"):
         raise UserError(f"model {data_uri}: a flood-filling network; masks need a model of the stage mask-train")
     store = Store(data_uri)
-    try:
-        document, weights = store.get_json("model.json"), store.get_arrays("weights.npz")
-    except NotFoundError as error:
-        raise UserError(f"model {store.uri}: {error}") from None
+    document, weights = read_model(store)
     if document.get("format") != FORMAT or document.get("version") != 1:
         raise UserError(
             f"model {store.uri}: model.json is of format {document.get('format')}, version {document.get('version')}; "
@@ -66,16 +64,9 @@ def check_weights(architecture: Architecture, weights: Mapping[str, np.ndarray])
 def save_model(store: Store, model: Model) -> None:
     """Write `weights.npz` and `model.json`, with the same bytes for the same model."""
     check_weights(model.architecture, model.weights)
-    arrays = {name: np.ascontiguousarray(model.weights[name], np.float32) for name in sorted(model.weights)}
-    store.put_arrays("weights.npz", **arrays)
-    store.put_json("model.json", describe(model))
+    write_model(store, model, FORMAT)
 
 
 def describe(model: Model) -> dict[str, Any]:
     """What `model.json` holds."""
-    return {
-        "format": FORMAT,
-        "version": 1,
-        "architecture": model.architecture.model_dump(mode="json"),
-        "training": model.training,
-    }
+    return describe_model(model, FORMAT)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from happyneurons.training.pictures import png
+
 COLOURS = np.array([(80, 200, 80), (60, 120, 240), (230, 150, 60), (200, 80, 200), (70, 210, 220)], np.float64)
 """Blue, green, red; of the first classes, then again."""
 
@@ -21,8 +23,6 @@ class Sample(NamedTuple):
 
 def samples_png(samples: Sequence[Sample]) -> bytes:
     """A row for each patch: the image, what was wanted (dark: not annotated), what was predicted."""
-    import cv2
-
     rows = []
     for sample in samples:
         grey = np.clip(128 + 50 * sample.image, 0, 255)
@@ -34,6 +34,4 @@ def samples_png(samples: Sequence[Sample]) -> bytes:
             picture[inside] = 0.5 * picture[inside] + 0.5 * COLOURS[(classes[inside] - 1) % len(COLOURS)]
             shown.append(picture)
         rows.append(np.hstack([np.pad(p, ((1, 1), (1, 1), (0, 0)), constant_values=90) for p in shown]))
-    done, data = cv2.imencode(".png", np.rint(np.vstack(rows)).astype(np.uint8))
-    assert done
-    return bytes(data)
+    return png(np.rint(np.vstack(rows)).astype(np.uint8))

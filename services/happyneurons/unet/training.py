@@ -1,9 +1,4 @@
-"""Training a U-Net in blocks of steps that depend on nothing but their start.
-
-As a flood-filling network is trained (:mod:`happyneurons.ffn.training`): a block starts from a state
-(variables and optimizer), draws its random numbers from (seed, block, shard), and ends with the same
-bytes whenever it is computed (same kind of processor, same number of threads of a step). Shards of a
-block see different patches; the mean of their states is the next block's start (local SGD).
+"""Training a U-Net in blocks of steps; see :mod:`happyneurons.training.blocks`.
 
 Loss: cross-entropy of the classes, weighted against their frequencies, plus one minus the soft Dice
 coefficient of each class (Milletari et al., "V-Net", 3DV 2016). Pixels that nobody labelled count in neither.
@@ -15,12 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from happyneurons.errors import UserError
+from happyneurons.training.blocks import BlockOptions, BlockSteps, MinimumGain, State, Steps, WarmupSteps
+from happyneurons.training.trainer import BlockTrainer
 from happyneurons.unet.architecture import Architecture
 
-State = dict[str, np.ndarray]
 UNLABELLED = -1
 """In targets: nobody said what is there. 0 is background, 1 the first class."""
 
@@ -28,31 +24,16 @@ Draw = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]
 """rng → (image (y, x) normalized float32, target (y, x) int8)."""
 
 
-class TrainingOptions(BaseModel):
+class TrainingOptions(BlockOptions):
     """How a network is trained; parameters of the stage mask-train."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    steps: int = Field(600, ge=1, description="Optimizer steps of each shard, at most")
+    steps: Steps = 600
     batch_size: int = Field(8, ge=1, le=256, description="Patches in a step of a shard")
     patch_px: int = Field(256, ge=16, le=2048, description="Side of a training patch, px of the level trained on")
-    shards: int = Field(
-        1,
-        ge=1,
-        le=4096,
-        description="Workers that train side by side; after each block the mean of their networks goes on. Give as "
-        "many ranks; fewer only take longer",
-    )
-    step_threads: int = Field(
-        1,
-        ge=1,
-        le=256,
-        description="Threads that compute a step. Another number rounds differently, so it is part of the job's key; "
-        "shards use cores better",
-    )
     learning_rate: float = Field(
         2e-3, gt=0, le=1, description="Adam's, at its highest; it falls along a cosine to 2 % at the last step"
     )
-    warmup_steps: int = Field(20, ge=0, description="Steps over which the learning rate rises from 0")
+    warmup_steps: WarmupSteps = 20
     class_balance: float = Field(
         0.5,
         ge=0,
@@ -65,30 +46,12 @@ class TrainingOptions(BaseModel):
         0.7, ge=0, le=1, description="Share of patches that are cut around objects, each class as often; the rest "
         "is cut anywhere in what is annotated",
     )  # fmt: skip
-    gradient_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient of all variables together")
-    seed: int = Field(1, ge=0, description="Of all random numbers")
-    block_steps: int = Field(
-        50, ge=1, description="Steps between checkpoints, at which shards are averaged and the network is judged"
-    )
+    block_steps: BlockSteps = 50
     validation_patches: int = Field(
         64, ge=1, le=100_000, description="Patches that the network is judged by after each block, spread evenly"
     )
     patience_blocks: int = Field(6, ge=1, description="Stop after so many blocks without a better Dice coefficient")
-    minimum_gain: float = Field(0.001, ge=0, le=1, description="What counts as better")
-
-    @property
-    def blocks(self) -> int:
-        return -(-self.steps // self.block_steps)
-
-    def last_step(self, blocks: int) -> int:
-        """Steps done after so many blocks."""
-        return min(blocks * self.block_steps, self.steps)
-
-    def rate(self, step: int) -> float:
-        """Learning rate: a linear rise, then half a cosine."""
-        rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        fall = 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * min(1.0, step / self.steps)))
-        return float(self.learning_rate * rise * fall)
+    minimum_gain: MinimumGain = 0.001
 
 
 def class_weights(counts: Sequence[int], balance: float) -> np.ndarray:
@@ -99,7 +62,7 @@ def class_weights(counts: Sequence[int], balance: float) -> np.ndarray:
     return np.asarray(weight / (weight * share).sum(), np.float32)
 
 
-class Trainer:
+class Trainer(BlockTrainer):
     """A network, its optimizer and one traced training step."""
 
     def __init__(
@@ -110,11 +73,9 @@ class Trainer:
 
         net.use_threads(options.step_threads)
         tf = net.tf
-        self.architecture, self.options = architecture, options
-        self._get, self._set = net.get_weights, net.set_weights
-        self.network = net.build_network(architecture, weights)
-        self._optimizer = net.keras.optimizers.Adam(options.learning_rate, global_clipnorm=options.gradient_clip)
-        self._optimizer.build(self.network.trainable_variables)
+        self.options = options
+        optimizer = net.keras.optimizers.Adam(options.learning_rate, global_clipnorm=options.gradient_clip)
+        super().__init__(net, architecture, net.build_network(architecture, weights), optimizer)
         count = len(architecture.classes) + 1
         weight_of = tf.constant(balance, tf.float32)
 
@@ -144,22 +105,10 @@ class Trainer:
             return tf.nn.softmax(self.network(image[..., tf.newaxis], training=False))
 
         self._predict = tf.function(predict, input_signature=[image])
-        self.start = self.state()
-        """The state before the first step."""
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """(n, y, x, 1 + classes) of normalized pictures (n, patch_px, patch_px)."""
         return np.asarray(self._predict(images).numpy())
-
-    def state(self) -> State:
-        """Everything a checkpoint needs: the network's variables by name, then `optimizer/…`."""
-        optimizer = {f"optimizer/{i:03d}": np.asarray(v.numpy()) for i, v in enumerate(self._optimizer.variables)}
-        return {**self._get(self.network, self.architecture), **optimizer}
-
-    def restore(self, state: State) -> None:
-        self._set(self.network, self.architecture, state)
-        for i, variable in enumerate(self._optimizer.variables):
-            variable.assign(state[f"optimizer/{i:03d}"])
 
     def run_block(self, draw: Draw, block: int, shard: int) -> float:
         """Train the steps of a block from the state that was restored; returns the mean loss.
@@ -171,7 +120,7 @@ class Trainer:
         losses = []
         for step in range(options.last_step(block), options.last_step(block + 1)):
             images, targets = zip(*(draw(rng) for _ in range(options.batch_size)), strict=True)
-            self._optimizer.learning_rate.assign(options.rate(step))
+            self._optimizer.learning_rate.assign(options.rate(step, options.learning_rate))
             loss = float(self._step(np.stack(images), np.stack(targets)))
             if not np.isfinite(loss):
                 raise UserError(f"mask-train: the loss is {loss} at step {step}; give a smaller params.learning_rate")

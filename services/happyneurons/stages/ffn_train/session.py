@@ -1,58 +1,48 @@
-"""What the rounds of a training share: regions, coordinates, the network, figures so far."""
+"""What the rounds of ffn-train share: regions, coordinates, the network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from happyneurons.errors import UserError
 from happyneurons.ffn.architecture import Architecture, initial_weights
-from happyneurons.ffn.examples import PatchSource, patch_half_zyx
+from happyneurons.ffn.examples import Patch, PatchSource, patch_half_zyx
 from happyneurons.ffn.sampling import BACKGROUND, BalancedSampler, BlockCoordinates
-from happyneurons.ffn.training import Row, State, Trainer, average, best_row, saturated
+from happyneurons.ffn.training import Trainer, TrainingOptions
 from happyneurons.ffn.validation import figures
 from happyneurons.jobs.stage import Context
 from happyneurons.stages.ffn_train.params import FfnTrainParams
 from happyneurons.stages.ffn_train.volumes import (
     Cells,
     Region,
-    check_pairs,
     common_box,
     known_voxel_size,
-    mean_and_stddev,
     split,
 )
-from happyneurons.store.documents import Store
+from happyneurons.training.blocks import Row, State, mean_and_stddev
+from happyneurons.training.session import SAMPLES, Judged, TrainingSession, pairs
 
 if TYPE_CHECKING:
     from happyneurons.ffn.model import Model
 
-OUTPUT = "model"
 PARTITIONS_ROUND = "partitions"
-HISTORY = "history.json"
-T = TypeVar("T")
 
 
-class Session:
-    """One for each process and job; everything in it follows from the job alone."""
+class Session(TrainingSession[FfnTrainParams]):
+    stage, score = "ffn-train", "f1"
+    options: TrainingOptions
 
     def __init__(self, context: Context[FfnTrainParams]) -> None:
-        self.context, self.params = context, context.params
-        self.options = context.params.training_options()
-        self.store: Store = context.output_store(OUTPUT)
+        super().__init__(context)
         self.cells = Cells(self.params.mip, self.params.label_gap_px)
-        self.history = History(self)
 
-    @classmethod
-    def of(cls, context: Context[FfnTrainParams]) -> Session:
-        session: Session = context.once("session", lambda: cls(context))
-        return session
-
-    def _once(self, name: str, make: Callable[[], T]) -> T:
-        made: T = self.context.once(f"session {name}", make)
-        return made
+    @property
+    def judges_start(self) -> bool:
+        """An initial model is judged before the first step: training must not make it worse."""
+        return bool(self.context.inputs.get("initial_model"))
 
     # --- volumes -----------------------------------------------------------------------------
 
@@ -70,9 +60,7 @@ class Session:
             (True, ("validation_image", "validation_labels")),
         ):
             images, labels = (inputs.get(name, ()) for name in names)
-            check_pairs(images, labels, "validation" if validation else "training")
-            for image, truth in zip(images, labels, strict=True):
-                uris = image.data_uri, truth.data_uri
+            for uris in pairs(self.stage, images, labels, "validation" if validation else "training"):
                 start, stop = common_box(self.cells.volume(uris[0]), self.cells.volume(uris[1]))
                 if fraction and not validation:
                     end, begin = split(start, stop, fraction, axis)
@@ -190,8 +178,7 @@ class Session:
         augmentation = None if validation else self.params.augmentation
         return PatchSource(cut, architecture, fov_moves=self.options.fov_moves, augmentation=augmentation)
 
-    def check_coordinates(self) -> None:
-        """Raise UserError if there is nothing to train on, or to judge by."""
+    def check_examples(self) -> None:
         for held_out in {r.validation for r in self.regions}:
             counts = [b["partitions"] for b in self.blocks if self.regions[b["region"]].validation == held_out]
             if not np.array(counts)[:, BACKGROUND + 1 :].any():
@@ -200,90 +187,33 @@ class Session:
                     "the volume's faces than half a training patch; give larger volumes or a smaller field of view"
                 )
 
-    # --- checkpoints -------------------------------------------------------------------------
+    # --- blocks ------------------------------------------------------------------------------
 
-    def state_after(self, blocks: int) -> State:
-        """The state that the next block starts from."""
-        return self.store.get_arrays(mean_path(self.options.last_step(blocks))) if blocks else self.trainer.start
+    def run_block(self, block: int, shard: int) -> float:
+        source = self.source(validation=False)
+        return self.trainer.run_block(source, block, shard, fine_tuning=self.initial_model is not None)
 
-    def mean_of_shards(self, blocks: int) -> State:
-        step = self.options.last_step(blocks)
-        return average([self.store.get_arrays(shard_path(step, shard)) for shard in range(self.options.shards)])
+    def judge(self, part: int) -> Judged:
+        from happyneurons.ffn.pictures import samples_png
+        from happyneurons.ffn.validation import judge
 
-    def clear_checkpoints(self, before: int, keep: float) -> None:
-        """Delete states of steps below `before` but the one to keep, and shards of `before`."""
-        for path in list(self.store.list("checkpoints")):
-            step = int(path.split("/")[-2])
-            if (step < before and step != keep) or (step == before and "shard" in path):
-                self.store.delete(path)
+        options = self.options
+        shown: dict[int, Patch] = {}
+        counts = judge(
+            self.trainer.predict,
+            self.architecture,
+            self.source(validation=True),
+            range(part, options.validation_patches, options.shards),
+            seed=options.seed,
+            batch_size=options.batch_size,
+            seen=lambda number, patch: shown.update({number: patch}) if len(shown) < SAMPLES else None,
+        )
+        return counts, lambda: samples_png([patch for _, patch in sorted(shown.items())])
 
+    def figures(self, counts: np.ndarray) -> Row:
+        return figures(counts.tolist())
 
-class History:
-    """Figures of the blocks that are finished; rank 0 only."""
+    def save(self, weights: State, training: dict[str, Any]) -> None:
+        from happyneurons.ffn.model import Model, save_model
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._rows: list[Row] = []
-        self._first = 0 if session.context.inputs.get("initial_model") else 1
-        """An initial model is judged before the first step: training must not make it worse."""
-
-    def rows(self, blocks: int) -> list[Row]:
-        """Rows of the first blocks, fewer if some are not finished."""
-        while self._first + len(self._rows) <= blocks:
-            row = self._row(self._first + len(self._rows))
-            if row is None:
-                break
-            self._rows.append(row)
-        return self._rows[: max(0, blocks + 1 - self._first)]
-
-    def _row(self, block: int) -> Row | None:
-        context, options = self._session.context, self._session.options
-        row = {"step": float(options.last_step(block))}
-        if block:
-            losses = [data["loss"] for _, data in context.results(train_round(block))]
-            if len(losses) < options.shards:
-                return None
-            row["loss"] = float(np.mean(losses))
-        counts = [data["counts"] for _, data in context.results(judge_round(block))]
-        if len(counts) < options.shards:
-            return None
-        return {**row, **figures(np.sum(counts, axis=0).tolist())}
-
-    def wants(self, block: int) -> bool:
-        """Whether a block (from 1) is to be trained."""
-        rows = self.rows(block - 1)
-        return self._first + len(rows) == block and not saturated(rows, self._session.options)
-
-    def last_block(self) -> int | None:
-        """The last block once training is over; None if one is missing."""
-        blocks = self._session.options.blocks
-        done = self._first + len(self.rows(blocks)) - 1
-        return done if done == blocks or saturated(self._rows, self._session.options) else None
-
-    def report(self) -> None:
-        """Write history.json and curves.png unless a longer history is there."""
-        from happyneurons.ffn.pictures import curves_png
-
-        store = self._session.store
-        if self._rows and len(store.find_json(HISTORY) or []) < len(self._rows):
-            store.put("curves.png", curves_png(self._rows))
-            store.put_json(HISTORY, self._rows)
-
-    def best(self) -> Row | None:
-        return best_row(self._rows) if self._rows else None
-
-
-def train_round(block: int) -> str:
-    return f"train-{block:06d}"
-
-
-def judge_round(block: int) -> str:
-    return f"judge-{block:06d}"
-
-
-def mean_path(step: int) -> str:
-    return f"checkpoints/{step:08d}/mean.npz"
-
-
-def shard_path(step: int, shard: int) -> str:
-    return f"checkpoints/{step:08d}/shard-{shard:04d}.npz"
+        save_model(self.store, Model(self.architecture, weights, training))

@@ -8,12 +8,11 @@ from happyneurons.errors import UserError
 from happyneurons.ffn.architecture import Architecture
 from happyneurons.jobs.stage import Context, InputSpec, Output, OutputSpec, Round, Stage, StageResult
 from happyneurons.stages.ffn_train.params import FfnTrainParams
-from happyneurons.stages.ffn_train.rounds import Export, JudgeBlock, Partitions, TrainBlock
-from happyneurons.stages.ffn_train.session import OUTPUT, Session
+from happyneurons.stages.ffn_train.rounds import Partitions
+from happyneurons.stages.ffn_train.session import Session
 from happyneurons.stages.ffn_train.volumes import same_voxel_size
-
-MAX_BLOCKS = 5000
-"""Each is two rounds."""
+from happyneurons.training.rounds import finish_training, training_rounds
+from happyneurons.training.session import OUTPUT
 
 
 class FfnTrain(Stage[FfnTrainParams]):
@@ -38,12 +37,7 @@ class FfnTrain(Stage[FfnTrainParams]):
     def check(self, context: Context[FfnTrainParams]) -> None:
         params, session = context.params, Session.of(context)
         _check_architecture(params)
-        if session.options.blocks > MAX_BLOCKS:
-            raise UserError(
-                f"ffn-train: {session.options.blocks} blocks of {params.block_steps} steps; at most {MAX_BLOCKS}: give "
-                "larger params.block_steps",
-                [("params.block_steps", f"at least {-(-params.steps // MAX_BLOCKS)}")],
-            )
+        session.check_blocks()
         if params.trained_modules is not None and session.initial_model is None:
             raise UserError(
                 "ffn-train: params.trained_modules keeps the other modules of an initial model, and none is given",
@@ -57,28 +51,14 @@ class FfnTrain(Stage[FfnTrainParams]):
         _check_sizes(session)
 
     def rounds(self, context: Context[FfnTrainParams]) -> Sequence[Round]:
-        rounds: list[Round] = [Partitions()]
-        if context.inputs.get("initial_model"):
-            rounds.append(JudgeBlock(0))
-        for block in range(1, context.params.training_options().blocks + 1):
-            rounds += [TrainBlock(block), JudgeBlock(block)]
-        return [*rounds, Export()]
+        return [Partitions(), *training_rounds(Session.of(context))]
 
     def finish(self, context: Context[FfnTrainParams]) -> StageResult:
         from happyneurons.ffn.model import describe, load_model
 
-        results = [data for _, data in context.results(Export.name)]
-        if not results:
-            raise UserError("ffn-train: training did not end; see the job's quarantined task")
-        store = context.output_store(OUTPUT)
-        for folder in ("checkpoints", "coordinates"):
-            for path in list(store.list(folder)):
-                store.delete(path)
+        metrics = finish_training(Session.of(context), "coordinates")
         model = load_model(context.output_uri(OUTPUT))
-        return StageResult(
-            outputs={OUTPUT: Output("model", properties=describe(model))},
-            metrics={name: float(value) for name, value in results[0].items()},
-        )
+        return StageResult(outputs={OUTPUT: Output("model", properties=describe(model))}, metrics=metrics)
 
 
 def _check_architecture(params: FfnTrainParams) -> None:

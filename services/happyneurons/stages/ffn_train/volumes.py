@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from happyneurons.errors import UserError
 from happyneurons.ffn.architecture import Architecture
 from happyneurons.ffn.sampling import open_gaps
-from happyneurons.store.artifacts import Artifact
 from happyneurons.store.volumes import Volume, open_volume
 
 Triple = tuple[int, int, int]
@@ -44,14 +43,6 @@ class Region:
     def shape_zyx(self) -> Triple:
         z, y, x = (b - a for a, b in zip(self.start_zyx, self.stop_zyx, strict=True))
         return (z, y, x)
-
-
-def check_pairs(images: Sequence[Artifact], labels: Sequence[Artifact], what: str) -> None:
-    """Raise UserError unless there is one label volume for each image."""
-    if len(images) != len(labels):
-        raise UserError(
-            f"ffn-train: {len(images)} {what} images but {len(labels)} labels; give them in pairs, in the same order"
-        )
 
 
 def same_voxel_size(a: Sequence[float], b: Sequence[float]) -> bool:
@@ -145,12 +136,6 @@ class Cells:
         stop = [c + h + 1 for c, h in zip(centre, half, strict=True)]
         image = architecture.normalize(self.read(region.image, start, stop))
         return image, self.labels(region.labels, start, stop)
-
-
-def mean_and_stddev(count: float, total: float, squares: float) -> tuple[float, float]:
-    """From sums over voxels, rounded to a tenth so that it reads well in model.json."""
-    mean = total / count
-    return round(mean, 1), max(round(max(squares / count - mean**2, 0.0) ** 0.5, 1), 1.0)
 
 
 def _triple(values: Sequence[int] | np.ndarray) -> Triple:

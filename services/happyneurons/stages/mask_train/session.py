@@ -1,35 +1,31 @@
-"""What the rounds of a training share: annotated sections, the network, figures so far."""
+"""What the rounds of mask-train share: annotated sections, the network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from happyneurons.errors import UserError
-from happyneurons.ffn.training import average
 from happyneurons.imaging.layers import UNKNOWN_SIZE
 from happyneurons.jobs.stage import Context
 from happyneurons.stages.mask_train.params import MaskTrainParams, section_numbers
-from happyneurons.stages.mask_train.volumes import Pictures, Sections, pairs, sections_of
-from happyneurons.store.documents import Store
+from happyneurons.stages.mask_train.volumes import Pictures, Sections, sections_of
+from happyneurons.training.blocks import Row, State, mean_and_stddev
+from happyneurons.training.session import SAMPLES, Judged, TrainingSession, pairs
 from happyneurons.unet.architecture import Architecture, initial_weights
 from happyneurons.unet.augmentation import augment
-from happyneurons.unet.training import State, Trainer, class_weights
-from happyneurons.unet.validation import figures
+from happyneurons.unet.training import Trainer, TrainingOptions, class_weights
+from happyneurons.unet.validation import count, figures
 
 if TYPE_CHECKING:
     from happyneurons.unet.model import Model
 
-OUTPUT = "model"
 SURVEY_ROUND = "survey"
-HISTORY = "history.json"
 CELL = 64
 """Side of the squares in which labels are counted, px: patches are cut around such a square."""
-Row = dict[str, float]
-T = TypeVar("T")
 
 
 class Cells(NamedTuple):
@@ -39,24 +35,13 @@ class Cells(NamedTuple):
     counts: NDArray[np.int64]
 
 
-class Session:
-    """One for each process and job; everything in it follows from the job alone."""
+class Session(TrainingSession[MaskTrainParams]):
+    stage, score = "mask-train", "dice"
+    options: TrainingOptions
 
     def __init__(self, context: Context[MaskTrainParams]) -> None:
-        self.context, self.params = context, context.params
-        self.options = context.params.training_options()
-        self.store: Store = context.output_store(OUTPUT)
+        super().__init__(context)
         self.pictures = Pictures(self.params)
-        self.history = History(self)
-
-    @classmethod
-    def of(cls, context: Context[MaskTrainParams]) -> Session:
-        session: Session = context.once("session", lambda: cls(context))
-        return session
-
-    def _once(self, name: str, make: Callable[[], T]) -> T:
-        made: T = self.context.once(f"session {name}", make)
-        return made
 
     @property
     def sections(self) -> list[Sections]:
@@ -65,7 +50,7 @@ class Session:
         def make() -> list[Sections]:
             given = self.context.inputs
             named = [
-                pairs(given.get(f"{prefix}image", ()), given.get(f"{prefix}labels", ()), what)
+                pairs(self.stage, given.get(f"{prefix}image", ()), given.get(f"{prefix}labels", ()), what)
                 for prefix, what in (("", "training"), ("validation_", "validation"))
             ]
             return sections_of(self.params, *named)
@@ -124,8 +109,7 @@ class Session:
 
         return self._once(f"cells {validation}", make)
 
-    def check_annotation(self) -> None:
-        """Raise UserError if there is nothing to train on, or to judge by."""
+    def check_examples(self) -> None:
         for held_out in {s.validation for s in self.sections}:
             counts = self.counts(validation=held_out)
             names = ["background", *self.params.class_names]
@@ -156,11 +140,8 @@ class Session:
     def _architecture(self) -> Architecture:
         if self.initial_model is not None:
             return self.initial_model.architecture
-        count, total, squares = np.sum([t["grey"] for t in self._tiles(validation=False)], axis=0)
-        mean = total / count
-        return self.params.architecture(
-            round(float(mean), 1), max(1.0, round(float(max(squares / count - mean**2, 0.0) ** 0.5), 1))
-        )
+        sums = np.sum([t["grey"] for t in self._tiles(validation=False)], axis=0).tolist()
+        return self.params.architecture(*mean_and_stddev(*sums))
 
     @property
     def trainer(self) -> Trainer:
@@ -208,22 +189,35 @@ class Session:
         image, target = self.pictures.read(self.sections[number], z, low, stop)
         return self.architecture.normalize(image), target
 
-    # --- checkpoints -------------------------------------------------------------------------
+    # --- blocks ------------------------------------------------------------------------------
 
-    def state_after(self, blocks: int) -> State:
-        """The state that the next block starts from."""
-        return self.store.get_arrays(mean_path(self.options.last_step(blocks))) if blocks else self.trainer.start
+    def run_block(self, block: int, shard: int) -> float:
+        return self.trainer.run_block(self.draw, block, shard)
 
-    def mean_of_shards(self, blocks: int) -> State:
-        step = self.options.last_step(blocks)
-        return average([self.store.get_arrays(shard_path(step, shard)) for shard in range(self.options.shards)])
+    def judge(self, part: int) -> Judged:
+        from happyneurons.unet.pictures import Sample, samples_png
 
-    def clear_checkpoints(self, before: int, keep: float) -> None:
-        """Delete states of steps below `before` but the one to keep, and shards of `before`."""
-        for path in list(self.store.list("checkpoints")):
-            step = int(path.split("/")[-2])
-            if (step < before and step != keep) or (step == before and "shard" in path):
-                self.store.delete(path)
+        classes = len(self.params.classes)
+        table = np.zeros((classes, 3), np.int64)
+        samples: list[Sample] = []
+        for place in self.validation_places()[part :: self.options.shards]:
+            image, target = self.validation_patch(place)
+            predicted = self.trainer.predict(image[np.newaxis])[0].argmax(axis=-1)
+            table += count(predicted, target, classes)
+            if len(samples) < SAMPLES:
+                samples.append(Sample(image, target, predicted))
+        return table.tolist(), lambda: samples_png(samples)
+
+    def figures(self, counts: np.ndarray) -> Row:
+        return figures(counts, self.params.class_names)
+
+    def save(self, weights: State, training: dict[str, Any]) -> None:
+        from happyneurons.unet.model import Model, save_model
+
+        save_model(self.store, Model(self.architecture, weights, training))
+
+    def facts(self) -> dict[str, Any]:
+        return {"patch_px": self.options.patch_px}
 
 
 class _Sums:
@@ -237,84 +231,3 @@ class _Sums:
     def pick(self, rng: np.random.Generator, wanted: int | None) -> int:
         sums = self._any if wanted is None else self._of_class[:, wanted]
         return int(np.searchsorted(sums, rng.integers(int(sums[-1])), side="right"))
-
-
-class History:
-    """Figures of the blocks that are finished; rank 0 only."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._rows: list[Row] = []
-
-    def rows(self, blocks: int) -> list[Row]:
-        """Rows of the first blocks, fewer if some are not finished."""
-        while len(self._rows) < blocks:
-            row = self._row(len(self._rows) + 1)
-            if row is None:
-                break
-            self._rows.append(row)
-        return self._rows[:blocks]
-
-    def _row(self, block: int) -> Row | None:
-        context, options = self._session.context, self._session.options
-        losses = [data["loss"] for _, data in context.results(train_round(block))]
-        counts = [data["counts"] for _, data in context.results(judge_round(block))]
-        if len(losses) < options.shards or len(counts) < options.shards:
-            return None
-        row = {"step": float(options.last_step(block)), "loss": float(np.mean(losses))}
-        return {**row, **figures(np.sum(counts, axis=0), self._session.params.class_names)}
-
-    def saturated(self, rows: list[Row]) -> bool:
-        """Whether Dice has not risen by `minimum_gain` within the last `patience_blocks` rows."""
-        best, since = -1.0, 0
-        for row in rows:
-            if row["dice"] > best + self._session.options.minimum_gain:
-                best, since = row["dice"], 0
-            else:
-                since += 1
-        return since >= self._session.options.patience_blocks
-
-    def wants(self, block: int) -> bool:
-        """Whether a block (from 1) is to be trained."""
-        rows = self.rows(block - 1)
-        return len(rows) == block - 1 and not self.saturated(rows)
-
-    def last_block(self) -> int | None:
-        """The last block once training is over; None if one is missing."""
-        rows = self.rows(self._session.options.blocks)
-        return len(rows) if len(rows) == self._session.options.blocks or self.saturated(rows) else None
-
-    def best(self) -> Row | None:
-        """The row of the highest Dice, the first of equal ones."""
-        return max(self._rows, key=lambda row: (row["dice"], -row["step"])) if self._rows else None
-
-    def report(self) -> None:
-        """Write history.json and curves.png unless a longer history is there."""
-        from happyneurons.ffn.pictures import curves_png
-
-        store = self._session.store
-        if self._rows and len(store.find_json(HISTORY) or []) < len(self._rows):
-            colours = {
-                "loss": (60, 60, 60),
-                "dice": (40, 140, 40),
-                "precision": (200, 120, 40),
-                "recall": (40, 40, 200),
-            }
-            store.put("curves.png", curves_png(self._rows, colours))
-            store.put_json(HISTORY, self._rows)
-
-
-def train_round(block: int) -> str:
-    return f"train-{block:06d}"
-
-
-def judge_round(block: int) -> str:
-    return f"judge-{block:06d}"
-
-
-def mean_path(step: int) -> str:
-    return f"checkpoints/{step:08d}/mean.npz"
-
-
-def shard_path(step: int, shard: int) -> str:
-    return f"checkpoints/{step:08d}/shard-{shard:04d}.npz"

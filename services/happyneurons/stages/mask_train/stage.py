@@ -10,13 +10,13 @@ from happyneurons.errors import UserError
 from happyneurons.imaging.layers import nm
 from happyneurons.jobs.stage import Context, InputSpec, Output, OutputSpec, Round, Stage, StageResult
 from happyneurons.stages.mask_train.params import MaskTrainParams
-from happyneurons.stages.mask_train.rounds import Export, JudgeBlock, Survey, TrainBlock
-from happyneurons.stages.mask_train.session import OUTPUT, Session
+from happyneurons.stages.mask_train.rounds import Survey
+from happyneurons.stages.mask_train.session import Session
 from happyneurons.store.artifacts import ArtifactKind
+from happyneurons.training.rounds import finish_training, training_rounds
+from happyneurons.training.session import OUTPUT
 
 LABELS: tuple[ArtifactKind, ...] = ("segmentation", "mask", "image_volume")
-MAX_BLOCKS = 5000
-"""Each is two rounds."""
 
 
 class MaskTrain(Stage[MaskTrainParams]):
@@ -43,11 +43,7 @@ class MaskTrain(Stage[MaskTrainParams]):
 
     def check(self, context: Context[MaskTrainParams]) -> None:
         params, session = context.params, Session.of(context)
-        if session.options.blocks > MAX_BLOCKS:
-            raise UserError(
-                f"mask-train: {session.options.blocks} blocks of {params.block_steps} steps; at most {MAX_BLOCKS}",
-                [("params.block_steps", f"at least {-(-params.steps // MAX_BLOCKS)}")],
-            )
+        session.check_blocks()
         _check_classes(params)
         multiple = params.architecture(0.0, 1.0).multiple_px
         if params.patch_px % multiple:
@@ -63,26 +59,14 @@ class MaskTrain(Stage[MaskTrainParams]):
             context.log.warning("judged by the training sections: give validation_sections or validation volumes")
 
     def rounds(self, context: Context[MaskTrainParams]) -> Sequence[Round]:
-        rounds: list[Round] = [Survey()]
-        for block in range(1, context.params.training_options().blocks + 1):
-            rounds += [TrainBlock(block), JudgeBlock(block)]
-        return [*rounds, Export()]
+        return [Survey(), *training_rounds(Session.of(context))]
 
     def finish(self, context: Context[MaskTrainParams]) -> StageResult:
         from happyneurons.unet.model import describe, load_model
 
-        results = [data for _, data in context.results(Export.name)]
-        if not results:
-            raise UserError("mask-train: training did not end; see the job's quarantined task")
-        store = context.output_store(OUTPUT)
-        for folder in ("checkpoints", "survey"):
-            for path in list(store.list(folder)):
-                store.delete(path)
+        metrics = finish_training(Session.of(context), "survey")
         model = load_model(context.output_uri(OUTPUT))
-        return StageResult(
-            outputs={OUTPUT: Output("model", properties=describe(model))},
-            metrics={name: float(value) for name, value in results[0].items()},
-        )
+        return StageResult(outputs={OUTPUT: Output("model", properties=describe(model))}, metrics=metrics)
 
 
 def _check_classes(params: MaskTrainParams) -> None:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from happyneurons.errors import UserError
 from happyneurons.imaging.layers import UNKNOWN_SIZE, Layer, Size
 from happyneurons.stages.mask_train.params import MaskTrainParams, section_numbers
-from happyneurons.store.artifacts import Artifact
 from happyneurons.store.volumes import Volume, open_volume
 from happyneurons.unet.training import UNLABELLED
 
@@ -31,15 +30,6 @@ class Sections:
     labels: str
     validation: bool
     z: tuple[int, ...] | None
-
-
-def pairs(images: Sequence[Artifact], labels: Sequence[Artifact], what: str) -> list[tuple[str, str]]:
-    """(image, labels) URIs. Raises UserError unless there is one label volume for each image."""
-    if len(images) != len(labels):
-        raise UserError(
-            f"mask-train: {len(images)} {what} images but {len(labels)} labels; give them in pairs, in the same order"
-        )
-    return [(image.data_uri, own.data_uri) for image, own in zip(images, labels, strict=True)]
 
 
 def sections_of(
