@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from happyneurons.annotations.nml import Nml, VolumeEntry, parse_nml
 from happyneurons.errors import NotFoundError, UserError
-from happyneurons.store.documents import Store, local_path, normalize_uri
+from happyneurons.store.documents import file_at, local_path
 
 MAX_FILES = 2_000_000
 MAX_NML_BYTES = 2 << 30
@@ -124,17 +124,19 @@ def _fetched(uri: str, scratch: Path) -> Path:
         if not path.is_file():
             raise _missing(uri, f"file {path}")
         return path
-    folder, _, name = normalize_uri(uri).rpartition("/")
     target = scratch / "annotation"
-    try:
-        with target.open("wb") as file:
-            for piece in Store(folder).pieces(name):
-                file.write(piece)
-    except NotFoundError:
-        raise UserError(
-            f"{uri}: there is no such file; put the annotation's zip or NML there, then try again"
-        ) from None
+    with target.open("wb") as file:
+        file.writelines(_pieces(uri))
     return target
+
+
+def _pieces(uri: str) -> Iterator[bytes]:
+    """The bytes of a file, piece by piece. Raises UserError if it is not there."""
+    store, name = file_at(uri)
+    try:
+        yield from store.pieces(name)
+    except NotFoundError:
+        raise _missing(uri, "such file") from None
 
 
 def _missing(uri: str, what: str) -> UserError:
@@ -145,14 +147,8 @@ def content_digest(uri: str) -> str:
     """sha256 of an annotation's bytes: it stands for them in a job's key. Raises UserError if it is not there."""
     digest = hashlib.sha256()
     path = local_path(uri)
-    folder, _, name = normalize_uri(uri).rpartition("/")
     if path is not None and not path.is_file():
         raise _missing(uri, f"file {path}")
-    try:
-        for piece in Store(folder).pieces(name):
-            digest.update(piece)
-    except NotFoundError:
-        raise UserError(
-            f"{uri}: there is no such file; put the annotation's zip or NML there, then try again"
-        ) from None
+    for piece in _pieces(uri):
+        digest.update(piece)
     return digest.hexdigest()

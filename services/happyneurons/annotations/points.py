@@ -8,7 +8,6 @@ CSV        a header with x, y, z (voxels) or x_nm, y_nm, z_nm; optional id: poin
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import json
 from collections.abc import Sequence
@@ -18,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from happyneurons.annotations.nml import read_points_nm
 from happyneurons.errors import NotFoundError, UserError
-from happyneurons.store.documents import Store, normalize_uri
+from happyneurons.store.documents import file_at
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Points:
 
 def read_file(uri: str) -> bytes:
     """Bytes of a file on any store. Raises UserError if it is not there."""
-    folder, _, name = normalize_uri(uri).rpartition("/")
+    store, name = file_at(uri)
     try:
-        return Store(folder).get(name)
+        return store.get(name)
     except NotFoundError:
         raise UserError(f"points {uri}: there is no such file") from None
 
@@ -120,10 +120,5 @@ def _scales_nm(dimensions: dict[str, Any]) -> np.ndarray:
 
 
 def _nml(uri: str, data: bytes, size_xyz: Sequence[float]) -> tuple[np.ndarray, NDArray[np.int64]]:
-    try:
-        module = importlib.import_module("happyneurons.annotations.nml")
-    except ModuleNotFoundError:
-        raise UserError(f"points {uri}: NML files cannot be read by this version; give a CSV file") from None
-    found: tuple[np.ndarray, NDArray[np.int64]] = module.read_points_nm(data, f"points {uri}")
-    positions_nm, trees = found
+    positions_nm, trees = read_points_nm(data, f"points {uri}")
     return positions_nm / np.asarray(size_xyz, float), trees

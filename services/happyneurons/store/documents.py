@@ -315,6 +315,12 @@ class _errors:
 _DENIED_LOCALLY = re.compile(rf"\(os error ({errno.EACCES}|{errno.EPERM}|{errno.EROFS})\)")
 
 
+def file_at(uri: str) -> tuple[Store, str]:
+    """(store, path in it) of a single file. Raises UserError as normalize_uri and Store do."""
+    folder, _, name = normalize_uri(uri).rpartition("/")
+    return Store(folder), name
+
+
 def npz_bytes(**arrays: np.ndarray) -> bytes:
     """Arrays as one compressed npz: the same bytes for the same arrays, under every Python."""
     import numpy as np

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from happyneurons.errors import NotFoundError, UserError
-from happyneurons.store.documents import Store, normalize_uri
+from happyneurons.store.documents import file_at
 
 Review = Literal["accept", "reject"]
 Reviews = Mapping[tuple[int, int], Review]
@@ -23,9 +23,9 @@ Reviews = Mapping[tuple[int, int], Review]
 
 def read_bytes(uri: str) -> bytes:
     """The file's content. Raises UserError if there is none."""
-    folder, _, name = normalize_uri(uri).rpartition("/")
+    store, name = file_at(uri)
     try:
-        return Store(folder).get(name)
+        return store.get(name)
     except NotFoundError:
         raise UserError(f"params.reviewed: there is no {uri}") from None
 
