@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from happyneurons.errors import HappyError
+from happyneurons.stages.preview.drawing import LABELS
 from happyneurons.stages.preview.stage import PICTURABLE, PreviewParams
 from happyneurons.store.artifacts import Artifact
 from happyneurons.store.documents import Store
 from happyneurons.worker.local import run_stage
-
-IMAGES = ("section_stack", "image_volume")
-LABELS = ("mask", "segmentation")
 
 
 @dataclass(frozen=True)
