@@ -16,6 +16,9 @@ import pytest
 
 from happyneurons.store.documents import Store
 
+# Shared assertions say what they compared, as those of test modules do.
+pytest.register_assert_rewrite("tests.executors.conformance")
+
 # A shell that starts something in the background lets it ignore Ctrl-C, and so all that it starts: tests would wait
 # in vain for what they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -284,6 +284,26 @@ def test_cancelled_before_it_ran(server: StandIn, new_executor: Callable[..., Ba
     assert "cancelled" in executor.explain(handle)
 
 
+def test_what_a_launcher_has_taken_is_not_over_before_its_batch_job(
+    server: StandIn, new_executor: Callable[..., BalsamExecutor]
+) -> None:
+    """Its ranks may be at work already: the server hears of that a little later."""
+    executor = new_executor()
+    handle = executor.submit(SUBMISSION)
+    batch = running_batch_job(server)
+    job = server.jobs()[0]
+    job.update(state="PREPROCESSED", batch_job_id=batch["id"], session_id=5)
+    looks = server.requests.count(("GET", "/jobs/"))
+    wait_for(lambda: server.requests.count(("GET", "/jobs/")) > looks + 1, "a look at it")
+    executor.cancel(handle)
+    wait_for(lambda: batch["state"] == "pending_deletion", "its batch job to be ended")
+    assert job["state"] == "PREPROCESSED"
+    assert executor.poll([handle])[handle].state is not ProcessState.EXITED
+    server.move(job, "RUN_TIMEOUT")
+    wait_for(lambda: executor.poll([handle])[handle].state is ProcessState.EXITED, "its end")
+    assert executor.poll([handle])[handle].exit_code == EXIT_TRY_AGAIN
+
+
 def test_what_a_launcher_took_at_that_moment_is_stopped_too(
     server: StandIn, new_executor: Callable[..., BalsamExecutor]
 ) -> None:

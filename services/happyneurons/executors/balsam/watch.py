@@ -185,15 +185,16 @@ class Watch:
     def _mind_cancelled(self, active: dict[str, BalsamJob]) -> None:
         """Drop what waits; end the batch job of what runs, unless others run in it too.
 
-        Also what was dropped and reported as over, but runs: a launcher had taken it at that moment.
+        What a launcher has taken counts as running: its ranks may be at work before the server hears of it. Also
+        what was dropped and reported as over, but runs: a launcher took it at that moment.
         """
         waiting = []
         cancelled = {handle: active[handle] for handle in self._books.cancelled() if handle in active}
         unwanted = {job.id for job in cancelled.values()}
         for handle, job in cancelled.items():
-            if job.state in WAITING:
+            if job.state in WAITING and not job.taken:
                 waiting.append(job)
-            elif job.running and job.batch_job is not None:
+            elif job.taken and job.batch_job is not None:
                 inside = self._api.jobs(batch_job_id=job.batch_job, state=IN_LAUNCHER)
                 others = [r for r in inside if r["id"] not in unwanted and (r["session_id"] or r["state"] == "RUNNING")]
                 if others:
