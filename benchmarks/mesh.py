@@ -124,7 +124,8 @@ def content(stage: str, uri: str, labels: np.ndarray) -> dict[str, Any]:
         }  # fmt: skip
     else:
         names = SkeletonLayer(Store(uri)).names()
-        skeletons = [open_skeletons(uri).get(int(name)) for name in names]
+        # igneous stores objects of which nothing is left as empty skeletons.
+        skeletons = [s for name in names if len((s := open_skeletons(uri).get(int(name))).vertices)]
         found |= {
             "objects": len(skeletons),
             "path_um": round(float(sum(s.cable_length() for s in skeletons)) / 1000, 1),

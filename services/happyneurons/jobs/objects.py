@@ -69,6 +69,8 @@ class ObjectLayer:
 
     output: str
     pieces_round: str
+    shard_encoding: str = "raw"
+    """How a shard holds an object's bytes: `raw` where they are compressed already, or `gzip`."""
 
     def counts(self, context: Context[Any]) -> tuple[np.ndarray, np.ndarray]:
         """(labels ascending, their voxels in the whole volume)."""
@@ -114,7 +116,7 @@ class ObjectLayer:
         """How the objects are distributed over shards of about `objects_per_task`."""
         labels = self.index(context).totals("length")[0]
         sharding: dict[str, Any] = context.once(
-            "sharding", lambda: sharding_of(labels, context.params.objects_per_task)
+            "sharding", lambda: sharding_of(labels, context.params.objects_per_task, self.shard_encoding)
         )
         return sharding
 

@@ -12,8 +12,8 @@ from happyneurons.store.documents import Store
 MAX_MINISHARD_BITS = 12  # a shard's index is 16 · 2^bits bytes
 
 
-def sharding_of(labels: np.ndarray, per_shard: int) -> dict[str, Any]:
-    """Specification with about `per_shard` of the labels in a shard.
+def sharding_of(labels: np.ndarray, per_shard: int, data_encoding: str = "raw") -> dict[str, Any]:
+    """Specification with about `per_shard` of the labels in a shard. data_encoding: `raw` or `gzip`.
 
     The identity hash keeps neighbouring labels together, so that a task reads and writes runs.
     """
@@ -28,7 +28,7 @@ def sharding_of(labels: np.ndarray, per_shard: int) -> dict[str, Any]:
         "minishard_bits": minishard_bits,
         "shard_bits": shard_bits,
         "minishard_index_encoding": "gzip",
-        "data_encoding": "raw",
+        "data_encoding": data_encoding,
     }
 
 
@@ -41,15 +41,17 @@ def write_shard(store: Store, sharding: Mapping[str, Any], encoded: Mapping[int,
     """Write objects (index entry, data before it) of one shard; returns bytes.
 
     The index points to the entry: a mesh's manifest, which its fragments precede, or a skeleton with
-    nothing before it.
+    nothing before it; with data before it, shards hold their objects as they are (`raw`).
     """
     from cloudvolume.datasource.precomputed.sharding import ShardingSpecification
 
     if not encoded:
         return 0
+    before = any(data for _, data in encoded.values())
     files = ShardingSpecification.from_dict(dict(sharding)).synthesize_shards(
         {label: data + entry for label, (entry, data) in encoded.items()},
-        data_offset={label: len(entry) for label, (entry, _) in encoded.items()},
+        # In bytes as they are stored: only for what is stored as it is (`raw`).
+        data_offset={label: len(entry) for label, (entry, _) in encoded.items()} if before else None,
     )
     for name, content in files.items():
         store.put(name, bytes(content))

@@ -8,6 +8,7 @@ level, in the volume's own coordinates (which may start at an offset).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -37,32 +38,38 @@ class PrecomputedVolume:
     """A precomputed volume at one mip level, readable and writable."""
 
     def __init__(self, uri: str, mip: int = 0) -> None:
-        from cloudvolume import CloudVolume
-        from cloudvolume.exceptions import ScaleUnavailableError
-
-        self.uri = uri
-        path = cloudpath(uri)
+        self.uri, self.mip = uri, mip
+        with volume_errors(uri, "volume_open"):
+            self._info = _read_info(uri)
         try:
-            with volume_errors(uri, "volume_open"):
-                self._cv = CloudVolume(
-                    path, mip=mip, info=_read_info(uri), provenance={}, progress=False, bounded=True,
-                    fill_missing=True, non_aligned_writes=False, cache=False, secrets=cloud_secrets(),
-                    # file:// raw chunks stay uncompressed: tensorstore reads CloudVolume's X.gz as zeros.
-                    compress=False if path.startswith("file://") else None,
-                )  # fmt: skip
-        except ScaleUnavailableError:
-            raise UserError(f"volume {uri}: it has no mip level {mip}") from None
-        self.mip = mip
-        self.dtype = np.dtype(self._cv.dtype)
-        b = self._cv.bounds
-        self.start_zyx: Triple = _triple(b.minpt[::-1])
-        self.stop_zyx: Triple = _triple(b.maxpt[::-1])
-        r = self._cv.resolution
-        self.voxel_size_nm_xyz = (float(r[0]), float(r[1]), float(r[2]))
-        self.chunk_zyx: Triple = _triple(self._cv.chunk_size[::-1])
-        self.mips: int = len(self._cv.available_mips)
-        self.channels: int = int(self._cv.num_channels)
-        self.layer_type: str = str(self._cv.layer_type)
+            scales = self._info["scales"]
+            self.mips: int = len(scales)
+            if mip not in range(self.mips):
+                raise UserError(f"volume {uri}: it has no mip level {mip}")
+            scale = scales[mip]
+            self.dtype = np.dtype(self._info["data_type"])
+            self.start_zyx: Triple = _triple(scale.get("voxel_offset", (0, 0, 0))[::-1])
+            self.stop_zyx: Triple = _triple(np.add(self.start_zyx, _triple(scale["size"][::-1])))
+            x, y, z = (float(v) for v in scale["resolution"])
+            self.voxel_size_nm_xyz = (x, y, z)
+            self.chunk_zyx: Triple = _triple(scale["chunk_sizes"][0][::-1])
+            self.channels = int(self._info["num_channels"])
+            self.layer_type = str(self._info["type"])
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise UserError(f"volume {uri}: its info file is not that of a precomputed volume ({error!r})") from None
+
+    @cached_property
+    def _cv(self) -> Any:
+        # Only when voxels are wanted: importing CloudVolume takes seconds, and who plans needs the info alone.
+        from cloudvolume import CloudVolume
+
+        path = cloudpath(self.uri)
+        return CloudVolume(
+            path, mip=self.mip, info=self._info, provenance={}, progress=False, bounded=True,
+            fill_missing=True, non_aligned_writes=False, cache=False, secrets=cloud_secrets(),
+            # file:// raw chunks stay uncompressed: tensorstore reads CloudVolume's X.gz as zeros.
+            compress=False if path.startswith("file://") else None,
+        )  # fmt: skip
 
     @property
     def shape_zyx(self) -> Triple:
@@ -195,22 +202,21 @@ def create_volume(
 
     Labels of 32 or 64 bits are stored as compressed_segmentation, everything else raw.
     """
-    from cloudvolume import CloudVolume
-
     shape = np.subtract(stop_zyx, start_zyx)
     if (shape <= 0).any():
         raise UserError(f"volume {uri}: empty box {tuple(start_zyx)}..{tuple(stop_zyx)} (zyx)")
-    labels = layer_type == "segmentation" and np.dtype(dtype).itemsize in (4, 8)
-    info = CloudVolume.create_new_info(
-        num_channels=channels,
-        layer_type=layer_type,
-        data_type=dtype,
-        encoding="compressed_segmentation" if labels else "raw",
-        resolution=[float(v) for v in voxel_size_nm_xyz],
-        voxel_offset=[int(v) for v in start_zyx][::-1],
-        volume_size=[int(v) for v in shape][::-1],
-        chunk_size=[int(v) for v in chunk_zyx][::-1],
-    )
+    resolution = [float(v) for v in voxel_size_nm_xyz]
+    scale: dict[str, Any] = {
+        "key": "_".join(map(str, resolution)),
+        "size": [int(v) for v in shape][::-1],
+        "voxel_offset": [int(v) for v in start_zyx][::-1],
+        "resolution": resolution,
+        "chunk_sizes": [[int(v) for v in chunk_zyx][::-1]],
+        "encoding": "raw",
+    }
+    if layer_type == "segmentation" and np.dtype(dtype).itemsize in (4, 8):
+        scale |= {"encoding": "compressed_segmentation", "compressed_segmentation_block_size": [8, 8, 8]}
+    info = {"type": layer_type, "data_type": np.dtype(dtype).name, "num_channels": channels, "scales": [scale]}
     Store(normalize_uri(uri)).put_json("info", info)
     return PrecomputedVolume(uri)
 

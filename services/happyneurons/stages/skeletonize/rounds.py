@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from happyneurons.stages.skeletonize.stage import SkeletonizeParams
 
 SKELETONS = "skeletons"
-LAYER = ObjectLayer(SKELETONS, pieces_round="trace")
+LAYER = ObjectLayer(SKELETONS, pieces_round="trace", shard_encoding="gzip")
 LENGTHS = "_lengths"
 PIECES_BYTES = 128 << 20
 INFO = {
