@@ -10,23 +10,23 @@ from happyneurons.formats.base import Reader, ReadOptions, Writer, pick_channel,
 from happyneurons.formats.damage import reading
 from happyneurons.formats.location import Location
 from happyneurons.store.pyramid import add_levels
-from happyneurons.store.volumes import PrecomputedVolume, Triple, create_volume
+from happyneurons.store.volumes import PrecomputedVolume, Triple, copy_chunks, create_volume
 
 
 class PrecomputedReader(Reader):
     def __init__(self, location: Location, options: ReadOptions) -> None:
         self.uri = location.root
         first = PrecomputedVolume(self.uri)
-        self._volume = PrecomputedVolume(self.uri, pick_level(options.mip, first.mips, self.uri))
-        self._channel = pick_channel(options, self._volume.channels, self.uri)
-        self.dtype = self._volume.dtype
-        self.start_zyx, self.stop_zyx = self._volume.start_zyx, self._volume.stop_zyx
-        self.voxel_size_nm_xyz = self._volume.voxel_size_nm_xyz
-        self.labels = self._volume.layer_type == "segmentation"
+        self.volume = PrecomputedVolume(self.uri, pick_level(options.mip, first.mips, self.uri))
+        self._channel = pick_channel(options, self.volume.channels, self.uri)
+        self.dtype = self.volume.dtype
+        self.start_zyx, self.stop_zyx = self.volume.start_zyx, self.volume.stop_zyx
+        self.voxel_size_nm_xyz = self.volume.voxel_size_nm_xyz
+        self.labels = self.volume.layer_type == "segmentation"
 
     def read(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
         with reading(self.uri, start_zyx, stop_zyx):
-            return self._volume.read(start_zyx, stop_zyx, self._channel)
+            return self.volume.read(start_zyx, stop_zyx, self._channel)
 
 
 def open_reader(location: Location, options: ReadOptions) -> PrecomputedReader:
@@ -54,6 +54,13 @@ class PrecomputedWriter(Writer):
 
     def write(self, level: int, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
         PrecomputedVolume(self.location.root, level).write(start_zyx, block_zyx)
+
+    def adopt(
+        self, reader: Reader, at_source_zyx: Sequence[int], start_zyx: Sequence[int], shape: Sequence[int]
+    ) -> bool:
+        if not isinstance(reader, PrecomputedReader) or tuple(at_source_zyx) != tuple(start_zyx):
+            return False
+        return copy_chunks(reader.volume, PrecomputedVolume(self.location.root), start_zyx, shape)
 
     def read(self, level: int, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
         return PrecomputedVolume(self.location.root, level).read(start_zyx, stop_zyx)

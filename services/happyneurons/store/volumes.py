@@ -7,8 +7,10 @@ level, in the volume's own coordinates (which may start at an offset).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import product
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -72,6 +74,11 @@ class PrecomputedVolume:
         )  # fmt: skip
 
     @property
+    def scale(self) -> dict[str, Any]:
+        """This level's entry in the volume's `info`."""
+        return dict(self._info["scales"][self.mip])
+
+    @property
     def shape_zyx(self) -> Triple:
         return _triple(np.subtract(self.stop_zyx, self.start_zyx))
 
@@ -98,6 +105,47 @@ class PrecomputedVolume:
         block = np.asarray(block_zyx, dtype=self.dtype).T[..., np.newaxis]
         with volume_errors(self.uri, "volume_write"):
             self._cv[_slices(start_zyx, stop)] = np.asfortranarray(block)
+
+
+ENCODINGS = (".gz", ".br", ".zstd", ".xz", ".bz2")
+"""Ends of the names of files that CloudVolume has compressed on a file system."""
+LAYOUT = ("encoding", "compressed_segmentation_block_size", "chunk_sizes", "size", "voxel_offset", "sharding")
+"""Parts of a scale that say how its chunks' files are made and named."""
+
+
+def copy_chunks(
+    source: PrecomputedVolume, target: PrecomputedVolume, start_zyx: Sequence[int], shape_zyx: Sequence[int]
+) -> bool:
+    """Copy the files of whole chunks between two volumes of the same layout; False if theirs differ.
+
+    From file systems only: on object stores a file's compression is not seen by its name. What is not
+    there is zeros.
+    """
+    scales = [volume.scale for volume in (source, target)]
+    folder = local_path(normalize_uri(source.uri.removeprefix("precomputed://")))
+    if (
+        folder is None
+        or scales[1].get("sharding")
+        or (source.dtype, source.channels) != (target.dtype, target.channels)
+        or any(scales[0].get(name) != scales[1].get(name) for name in LAYOUT)
+    ):
+        return False
+    stop = np.add(start_zyx, shape_zyx)
+    axes = [
+        [f"{a}-{min(a + size, end)}" for a in range(low, min(int(high), end), size)]
+        for low, high, end, size in zip(
+            start_zyx[::-1], stop[::-1], target.stop_zyx[::-1], target.chunk_zyx[::-1], strict=True
+        )
+    ]
+    chunks = ["_".join(name) for name in product(*axes)]
+    stored = folder / scales[0]["key"]
+    if any((stored / f"{name}{end}").exists() for name in chunks for end in ENCODINGS):
+        return False
+    store = Store(normalize_uri(target.uri))
+    for name in chunks:
+        with contextlib.suppress(FileNotFoundError):
+            store.put(f"{scales[1]['key']}/{name}", (stored / name).read_bytes())
+    return True
 
 
 class Hdf5Volume:
