@@ -73,6 +73,8 @@ class WriteOptions:
     """Edge of what one file holds, where a file holds several chunks; a power of two."""
     compress: bool = True
     threads: int = 1
+    shard_bytes: int = 0
+    """Most bytes of voxels in a file of a precomputed volume; 0: a file a chunk."""
 
 
 class Writer(ABC):

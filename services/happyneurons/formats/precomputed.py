@@ -9,6 +9,7 @@ import numpy as np
 from happyneurons.formats.base import Reader, ReadOptions, Writer, pick_channel, pick_level, triple
 from happyneurons.formats.damage import reading
 from happyneurons.formats.location import Location
+from happyneurons.store.image_shards import image_sharding, shard_xyz
 from happyneurons.store.pyramid import add_levels
 from happyneurons.store.volumes import PrecomputedVolume, Triple, copy_chunks, create_volume
 
@@ -46,11 +47,18 @@ class PrecomputedWriter(Writer):
             self.location.root, start_zyx=info.start_zyx, stop_zyx=info.stop_zyx,
             voxel_size_nm_xyz=info.voxel_size_nm_xyz, dtype=info.dtype.name,
             layer_type="segmentation" if info.labels else "image", chunk_zyx=(self.options.chunk_px,) * 3,
+            shard_bytes=self.options.shard_bytes,
         )  # fmt: skip
-        add_levels(self.location.root, len(self.levels) - 1)
+        add_levels(self.location.root, len(self.levels) - 1, self.options.shard_bytes)
 
     def unit_zyx(self, level: int) -> Triple:
-        return triple((self.options.chunk_px,) * 3)
+        """A chunk, or the chunks of a shard."""
+        info, chunk = self.levels[level], (self.options.chunk_px,) * 3
+        if not self.options.shard_bytes:
+            return triple(chunk)
+        size = info.shape_zyx[::-1]
+        sharding = image_sharding(size, chunk, info.dtype.name, self.options.shard_bytes)
+        return triple(shard_xyz(sharding, size, chunk)[::-1])
 
     def write(self, level: int, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
         PrecomputedVolume(self.location.root, level).write(start_zyx, block_zyx)

@@ -56,7 +56,8 @@ def _writer(context: Context[ConvertParams]) -> Writer:
 
     def make() -> Writer:
         params, plan = context.params, _plan(context)
-        options = WriteOptions(params.chunk_px, params.shard_px, params.compress, context.threads)
+        shard_bytes = params.task_mb * 1_000_000 if params.sharded else 0
+        options = WriteOptions(params.chunk_px, params.shard_px, params.compress, context.threads, shard_bytes)
         return make_writer(_target(context), params.format, plan.levels, options)
 
     writer: Writer = context.once("writer", make)
@@ -98,14 +99,16 @@ class WriteBlocks(Round):
 
     def run(self, task: Task, context: Context[ConvertParams]) -> TaskResult:
         from happyneurons.formats.ahead import read_ahead
+        from happyneurons.formats.base import triple
         from happyneurons.formats.blocks import boxes
         from happyneurons.stages.convert.plan import cast
 
-        plan, reader, writer = _plan(context), _reader(context), _writer(context)
+        (first, last), writer = task.payload["box"], _writer(context)
+        plan, reader = _plan(context), _reader(context)
         info, written = plan.levels[0], _Written()
         # In parts, so that the next one is read while this one is written: at most two are in memory.
         shape = _shape(context, 0, context.params.task_mb * 1_000_000 // PARTS)
-        parts = list(boxes(*task.payload["box"], writer.grid_zyx(0), shape))
+        parts = list(boxes(triple(first), triple(last), writer.grid_zyx(0), shape))
         at_source = [(plan.at_source(start), plan.at_source(stop)) for start, stop in parts]
         blocks = read_ahead(reader.read, at_source)
         for (start, _), (low, _), block in zip(parts, at_source, blocks, strict=True):
