@@ -173,3 +173,12 @@ def test_most_frequent_labels(tmp_path: Path) -> None:
 )
 def test_coarse_axes_wait(size_xyz: tuple[int, ...], factors: tuple[int, ...]) -> None:
     assert factors_xyz(size_xyz) == factors
+
+
+def test_sharded_equals_unsharded_at_every_level(store: Store, stack: str) -> None:
+    """Shards of eight chunks, so that there are some at every level."""
+    _, plain = make_volume(store, stack, chunk_xyz=(32, 32, 8), num_mips=2)
+    _, sharded = make_volume(store, stack, chunk_xyz=(32, 32, 8), num_mips=2, sharded=True, shard_mb=1)
+    for mip in range(3):
+        assert open_volume(sharded.data_uri, mip).shard_zyx is not None  # type: ignore[union-attr]
+        np.testing.assert_array_equal(whole(sharded, mip), whole(plain, mip))

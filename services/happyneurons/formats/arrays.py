@@ -32,7 +32,7 @@ class ArrayReader(Reader):
         labels: bool | None = None,
         box: tuple[Triple, Triple] | None = None,
     ) -> None:
-        self.uri, self._array, self.labels = uri, array, labels
+        self.uri, self.array, self.labels = uri, array, labels
         missing = [name for name in "zyx" if axes.count(name) != 1]
         if missing or len(axes) != len(array.shape):
             raise UserError(f"{uri}: expected axes z, y and x, found {list(axes)} for the shape {list(array.shape)}")
@@ -50,19 +50,24 @@ class ArrayReader(Reader):
         self.dtype = np.dtype(array.dtype.numpy_dtype)
         if self.dtype.kind not in "uif":
             raise UserError(f"{uri}: voxels of type {array.dtype.name} are neither grey values nor labels")
-        self._first = first_zyx
+        self.first_zyx = first_zyx
         shape = [int(array.shape[i]) for i in self._order]
         self.start_zyx, self.stop_zyx = box or (first_zyx, triple(np.add(first_zyx, shape)))
         self.voxel_size_nm_xyz = voxel_size_nm_xyz
 
+    @property
+    def plain(self) -> bool:
+        """Whether the array has the axes z, y, x in this order and no other."""
+        return self._order == [0, 1, 2] and not self._fixed
+
     def read(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
-        low, high = [0] * len(self._array.shape), [0] * len(self._array.shape)
+        low, high = [0] * len(self.array.shape), [0] * len(self.array.shape)
         for axis, at in self._fixed.items():
             low[axis], high[axis] = at, at + 1
-        for axis, a, b, first in zip(self._order, start_zyx, stop_zyx, self._first, strict=True):
+        for axis, a, b, first in zip(self._order, start_zyx, stop_zyx, self.first_zyx, strict=True):
             low[axis], high[axis] = int(a) - first, int(b) - first
         with array_errors(self.uri, start_zyx, stop_zyx):
-            block = clipped(self._array, low, high)
+            block = clipped(self.array, low, high)
         others = list(self._fixed)
         block = block.transpose([*self._order, *others])
         return np.ascontiguousarray(block[(...,) + (0,) * len(others)])

@@ -73,6 +73,8 @@ class WriteOptions:
     """Edge of what one file holds, where a file holds several chunks; a power of two."""
     compress: bool = True
     threads: int = 1
+    shard_bytes: int = 0
+    """Most bytes of voxels in a file of a precomputed volume; 0: a file a chunk."""
 
 
 class Writer(ABC):
@@ -133,6 +135,16 @@ class Writer(ABC):
 
     @abstractmethod
     def write(self, level: int, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None: ...
+
+    def adopt(
+        self, reader: Reader, at_source_zyx: Sequence[int], start_zyx: Sequence[int], shape: Sequence[int]
+    ) -> bool:
+        """Take over the source's files of a box of full resolution as they are, instead of `write`.
+
+        Done if the source is laid out and encoded as this volume is. The box begins at `at_source_zyx` in the source;
+        it was just read from there, so its files are known to be whole. False: nothing was done.
+        """
+        return False
 
     @abstractmethod
     def read(self, level: int, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:

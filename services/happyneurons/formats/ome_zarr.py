@@ -15,11 +15,11 @@ import numpy as np
 
 from happyneurons.errors import UserError
 from happyneurons.formats.arrays import ArrayReader
-from happyneurons.formats.base import ReadOptions, VolumeInfo, Writer, pick_level, sizes, triple
+from happyneurons.formats.base import Reader, ReadOptions, VolumeInfo, Writer, pick_level, sizes, triple
 from happyneurons.formats.location import Location, inside, read_json
 from happyneurons.formats.tensor import array_errors, open_array
 from happyneurons.formats.units import in_nm
-from happyneurons.formats.zarr3 import make_array, metadata
+from happyneurons.formats.zarr3 import copy_shards, make_array, metadata
 from happyneurons.store.documents import Store
 from happyneurons.store.volumes import Triple
 
@@ -168,7 +168,19 @@ class OmeZarrWriter(Writer):
         low = np.subtract(start_zyx, self.levels[level].start_zyx)
         box = tuple(slice(int(a), int(a) + n) for a, n in zip(low, block_zyx.shape, strict=True))
         with array_errors(str(self.location), start_zyx, np.add(start_zyx, block_zyx.shape).tolist()):
-            self._array(level)[box].write(block_zyx).result()
+            self._array(level)[box].write(block_zyx, can_reference_source_data_indefinitely=True).result()
+
+    def adopt(
+        self, reader: Reader, at_source_zyx: Sequence[int], start_zyx: Sequence[int], shape: Sequence[int]
+    ) -> bool:
+        if not isinstance(reader, ArrayReader) or not reader.plain:
+            return False
+        low = np.subtract(start_zyx, self.levels[0].start_zyx)
+        if (low != np.subtract(at_source_zyx, reader.first_zyx)).any():
+            return False
+        high = low + shape
+        with array_errors(str(self.location), start_zyx, np.add(start_zyx, shape).tolist()):
+            return copy_shards(reader.array, self._array(0), low.tolist(), high.tolist())
 
     def read(self, level: int, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
         low = self.levels[level].start_zyx

@@ -299,7 +299,7 @@ class Zarr3Writer(_DatasetWriter):
 
         box = tuple(slice(int(a), int(a) + n) for a, n in zip(start_zyx, block_zyx.shape, strict=True))
         with array_errors(str(self.location), start_zyx, np.add(start_zyx, block_zyx.shape).tolist()):
-            self._array(level)[(0, *box[::-1])].write(block_zyx.T).result()
+            self._array(level)[(0, *box[::-1])].write(block_zyx.T, can_reference_source_data_indefinitely=True).result()
 
     def read(self, level: int, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
         from happyneurons.formats.tensor import array_errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from happyneurons.formats.tensor import open_array
 
 LEVEL_ZSTD = 3
+LAYOUT = ("shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs")
+"""Parts of an array's metadata that say how its shards' files are made."""
 
 
 def metadata(
@@ -54,3 +57,24 @@ def metadata(
 def make_array(uri: str, document: dict[str, Any], threads: int) -> Any:
     """Make the array, or open the one that is there. Raises UserError, StoreError."""
     return open_array(uri, "zarr3", threads, document)
+
+
+def copy_shards(source: Any, target: Any, start: Sequence[int], stop: Sequence[int]) -> bool:
+    """Copy the files of whole shards between two arrays of the same layout; False if theirs differ.
+
+    start, stop: a box of both, whose faces lie on shards' or on the array's own. What is not there is zeros.
+    """
+    ours, theirs = (array.spec().to_json() for array in (target, source))
+    if theirs["driver"] != "zarr3" or any(ours["metadata"].get(k) != theirs["metadata"].get(k) for k in LAYOUT):
+        return False
+    shard = target.chunk_layout.write_chunk.shape
+    first, last = (
+        (a // n for a, n in zip(start, shard, strict=True)),
+        (-(-b // n) for b, n in zip(stop, shard, strict=True)),
+    )
+    for index in product(*(range(a, b) for a, b in zip(first, last, strict=True))):
+        key = "/".join(["c", *(str(i) for i in index)])
+        found = source.kvstore.read(key).result()
+        if found.state == "value":
+            target.kvstore.write(key, found.value).result()
+    return True

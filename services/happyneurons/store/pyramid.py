@@ -18,6 +18,8 @@ from happyneurons.store.volumes import PrecomputedVolume, Triple
 
 Box = tuple[Triple, Triple]
 """[start, stop), zyx."""
+PART_PX = 256
+"""Levels are made in cubes of this edge."""
 
 
 def factors_xyz(resolution_nm: tuple[float, ...]) -> Triple:
@@ -26,10 +28,11 @@ def factors_xyz(resolution_nm: tuple[float, ...]) -> Triple:
     return (x, y, z)
 
 
-def add_levels(uri: str, levels: int) -> int:
+def add_levels(uri: str, levels: int, shard_bytes: int = 0) -> int:
     """Write up to `levels` more scales into the `info` of a volume that has one; returns how many.
 
-    No level is made of a volume that fits into one chunk. Doing it again is harmless.
+    No level is made of a volume that fits into one chunk. shard_bytes: as for `create_volume`. Doing it
+    again is harmless.
     """
     store = Store(uri)
     info = store.get_json("info")
@@ -42,22 +45,29 @@ def add_levels(uri: str, levels: int) -> int:
         start = [o // f for o, f in zip(below["voxel_offset"], factors, strict=True)]
         stop = [-(-(o + n) // f) for o, n, f in zip(below["voxel_offset"], below["size"], factors, strict=True)]
         resolution = [r * f for r, f in zip(below["resolution"], factors, strict=True)]
-        info["scales"].append(
-            {
-                **below,
-                "key": "_".join(f"{r:g}" for r in resolution),
-                "resolution": resolution,
-                "voxel_offset": start,
-                "size": [b - a for a, b in zip(start, stop, strict=True)],
-            }
-        )
+        level = {
+            **below,
+            "key": "_".join(f"{r:g}" for r in resolution),
+            "resolution": resolution,
+            "voxel_offset": start,
+            "size": [b - a for a, b in zip(start, stop, strict=True)],
+        }
+        if shard_bytes:
+            from happyneurons.store.image_shards import image_sharding
+
+            chunk = below["chunk_sizes"][0]
+            level["sharding"] = image_sharding(level["size"], chunk, info["data_type"], shard_bytes)
+        info["scales"].append(level)
     store.put_json("info", info)
     return len(info["scales"]) - 1
 
 
 def blocks(volume: PrecomputedVolume, chunks_zyx: Triple) -> Iterator[Box]:
-    """Boxes of so many chunks that cover a volume: their faces lie on chunk borders or on its own."""
-    step = np.multiply(volume.chunk_zyx, chunks_zyx)
+    """Boxes of so many chunks that cover a volume: their faces lie on chunk borders or on its own.
+
+    Of a sharded volume each is a shard: no two tasks write to one file.
+    """
+    step = volume.shard_zyx or np.multiply(volume.chunk_zyx, chunks_zyx)
     ranges = [
         [(a, min(a + int(n), stop)) for a in range(start, stop, int(n))]
         for start, stop, n in zip(volume.start_zyx, volume.stop_zyx, step, strict=True)
@@ -73,9 +83,20 @@ def write_level(uri: str, level: int, box: Box, method: Literal["mean", "mode"])
     """
     below, volume = PrecomputedVolume(uri, level - 1), PrecomputedVolume(uri, level)
     factors = factors_xyz(below.voxel_size_nm_xyz)[::-1]
-    halved = halve(below.read, below.start_zyx, below.stop_zyx, factors, box, method)
+    halved = np.zeros(np.subtract(box[1], box[0]), volume.dtype)
+    cuts = [range(a, b, PART_PX) for a, b in zip(*box, strict=True)]
+    for z, y, x in product(*cuts):  # so that a task's memory is its box and little more
+        low = (z, y, x)
+        high = _triple(np.minimum(np.add(low, PART_PX), box[1]))
+        inner = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, box[0], strict=True))
+        halved[inner] = halve(below.read, below.start_zyx, below.stop_zyx, factors, (low, high), method)
     volume.write(box[0], halved)
     return int(halved.size)
+
+
+def _triple(values: np.ndarray) -> Triple:
+    z, y, x = values.tolist()
+    return (z, y, x)
 
 
 def halve(

@@ -7,8 +7,10 @@ level, in the volume's own coordinates (which may start at an offset).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import product
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -71,6 +73,21 @@ class PrecomputedVolume:
             compress=False if path.startswith("file://") else None,
         )  # fmt: skip
 
+    @cached_property
+    def shard_zyx(self) -> Triple | None:
+        """Edges of the box that one file holds, if the volume is sharded; its grid begins at `start_zyx`."""
+        sharding, scale = self.scale.get("sharding"), self.scale
+        if sharding is None:
+            return None
+        from happyneurons.store.image_shards import shard_xyz
+
+        return _triple(shard_xyz(sharding, scale["size"], scale["chunk_sizes"][0])[::-1])
+
+    @property
+    def scale(self) -> dict[str, Any]:
+        """This level's entry in the volume's `info`."""
+        return dict(self._info["scales"][self.mip])
+
     @property
     def shape_zyx(self) -> Triple:
         return _triple(np.subtract(self.stop_zyx, self.start_zyx))
@@ -93,11 +110,71 @@ class PrecomputedVolume:
             self._cv[_slices(start_zyx, stop)] = np.asfortranarray(np.asarray(block, dtype=self.dtype).T)
 
     def write(self, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
-        """Write a block whose faces lie on chunk borders or on the volume's own faces."""
+        """Write a block whose faces lie on borders of chunks (shards) or on the volume's own faces."""
+        if self.shard_zyx is not None:
+            self._write_shards(start_zyx, np.asarray(block_zyx, dtype=self.dtype))
+            return
         stop = [a + n for a, n in zip(start_zyx, block_zyx.shape, strict=True)]
         block = np.asarray(block_zyx, dtype=self.dtype).T[..., np.newaxis]
         with volume_errors(self.uri, "volume_write"):
             self._cv[_slices(start_zyx, stop)] = np.asfortranarray(block)
+
+    def _write_shards(self, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
+        from happyneurons.store.image_shards import encode_shard
+
+        assert self.shard_zyx is not None
+        store = Store(normalize_uri(self.uri.removeprefix("precomputed://")))
+        stop = np.add(start_zyx, block_zyx.shape)
+        off = [(np.subtract(face, self.start_zyx) % self.shard_zyx != 0) for face in (start_zyx, stop)]
+        if off[0].any() or (off[1] & (stop != self.stop_zyx)).any():
+            raise ValueError(f"volume {self.uri}: the box {tuple(start_zyx)}..{tuple(stop)} (zyx) cuts through shards")
+        for at in product(*(range(0, n, s) for n, s in zip(block_zyx.shape, self.shard_zyx, strict=True))):
+            part = block_zyx[tuple(slice(a, a + s) for a, s in zip(at, self.shard_zyx, strict=True))]
+            corner = np.add(start_zyx, at)[::-1].tolist()
+            with volume_errors(self.uri, "volume_write"):
+                path, content = encode_shard(self._cv, corner, np.asfortranarray(part.T[..., np.newaxis]))
+                store.put(path, content)
+
+
+ENCODINGS = (".gz", ".br", ".zstd", ".xz", ".bz2")
+"""Ends of the names of files that CloudVolume has compressed on a file system."""
+LAYOUT = ("encoding", "compressed_segmentation_block_size", "chunk_sizes", "size", "voxel_offset", "sharding")
+"""Parts of a scale that say how its chunks' files are made and named."""
+
+
+def copy_chunks(
+    source: PrecomputedVolume, target: PrecomputedVolume, start_zyx: Sequence[int], shape_zyx: Sequence[int]
+) -> bool:
+    """Copy the files of whole chunks between two volumes of the same layout; False if theirs differ.
+
+    From file systems only: on object stores a file's compression is not seen by its name. What is not
+    there is zeros.
+    """
+    scales = [volume.scale for volume in (source, target)]
+    folder = local_path(normalize_uri(source.uri.removeprefix("precomputed://")))
+    if (
+        folder is None
+        or scales[1].get("sharding")
+        or (source.dtype, source.channels) != (target.dtype, target.channels)
+        or any(scales[0].get(name) != scales[1].get(name) for name in LAYOUT)
+    ):
+        return False
+    stop = np.add(start_zyx, shape_zyx)
+    axes = [
+        [f"{a}-{min(a + size, end)}" for a in range(low, min(int(high), end), size)]
+        for low, high, end, size in zip(
+            start_zyx[::-1], stop[::-1], target.stop_zyx[::-1], target.chunk_zyx[::-1], strict=True
+        )
+    ]
+    chunks = ["_".join(name) for name in product(*axes)]
+    stored = folder / scales[0]["key"]
+    if any((stored / f"{name}{end}").exists() for name in chunks for end in ENCODINGS):
+        return False
+    store = Store(normalize_uri(target.uri))
+    for name in chunks:
+        with contextlib.suppress(FileNotFoundError):
+            store.put(f"{scales[1]['key']}/{name}", (stored / name).read_bytes())
+    return True
 
 
 class Hdf5Volume:
@@ -197,10 +274,12 @@ def create_volume(
     layer_type: Literal["image", "segmentation"],
     chunk_zyx: Sequence[int] = (64, 64, 64),
     channels: int = 1,
+    shard_bytes: int = 0,
 ) -> PrecomputedVolume:
     """Make a precomputed volume's `info` (one mip level) and open it. Doing it again is harmless.
 
-    Labels of 32 or 64 bits are stored as compressed_segmentation, everything else raw.
+    Labels of 32 or 64 bits are stored as compressed_segmentation, everything else raw. shard_bytes: most
+    bytes of voxels that a file holds (volumes of one channel); 0: a file a chunk.
     """
     shape = np.subtract(stop_zyx, start_zyx)
     if (shape <= 0).any():
@@ -216,6 +295,10 @@ def create_volume(
     }
     if layer_type == "segmentation" and np.dtype(dtype).itemsize in (4, 8):
         scale |= {"encoding": "compressed_segmentation", "compressed_segmentation_block_size": [8, 8, 8]}
+    if shard_bytes:
+        from happyneurons.store.image_shards import image_sharding
+
+        scale["sharding"] = image_sharding(scale["size"], scale["chunk_sizes"][0], dtype, shard_bytes)
     info = {"type": layer_type, "data_type": np.dtype(dtype).name, "num_channels": channels, "scales": [scale]}
     Store(normalize_uri(uri)).put_json("info", info)
     return PrecomputedVolume(uri)

@@ -56,6 +56,10 @@ class ConvertParams(StageParams):
     shard_px: int = Field(
         256, ge=32, le=4096, description="Edge of what one file holds, voxels (WKW, Zarr 3); a power of two"
     )
+    sharded: bool = Field(
+        False,
+        description="Precomputed: many chunks in a file (neuroglancer_uint64_sharded_v1), as many as fit into task_mb",
+    )
     compress: bool = Field(
         True, description="Compress without loss where the format can (not precomputed images, HDF5)"
     )
@@ -75,6 +79,8 @@ class ConvertParams(StageParams):
     def _fits(self) -> ConvertParams:
         if self.shard_px & (self.shard_px - 1):
             raise ValueError("shard_px: a power of two")
+        if self.sharded and self.format != "precomputed":
+            raise ValueError(f"sharded: for the format precomputed only, not {self.format}; see shard_px")
         if self.voxel_size_nm_xyz is not None and min(self.voxel_size_nm_xyz) <= 0:
             raise ValueError("voxel_size_nm_xyz: each above 0")
         return self

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
     from happyneurons.formats.base import Reader, Writer
     from happyneurons.stages.convert.plan import Plan
+    from happyneurons.store.volumes import Triple
+
+PARTS = 4
+"""A task is read and written in about so many parts."""
 
 
 def _plan(context: Context[ConvertParams]) -> Plan:
@@ -52,7 +56,8 @@ def _writer(context: Context[ConvertParams]) -> Writer:
 
     def make() -> Writer:
         params, plan = context.params, _plan(context)
-        options = WriteOptions(params.chunk_px, params.shard_px, params.compress, context.threads)
+        shard_bytes = params.task_mb * 1_000_000 if params.sharded else 0
+        options = WriteOptions(params.chunk_px, params.shard_px, params.compress, context.threads, shard_bytes)
         return make_writer(_target(context), params.format, plan.levels, options)
 
     writer: Writer = context.once("writer", make)
@@ -93,13 +98,25 @@ class WriteBlocks(Round):
         yield from _tasks(context, 0)
 
     def run(self, task: Task, context: Context[ConvertParams]) -> TaskResult:
+        from happyneurons.formats.ahead import read_ahead
+        from happyneurons.formats.base import triple
+        from happyneurons.formats.blocks import boxes
         from happyneurons.stages.convert.plan import cast
 
-        start, stop = task.payload["box"]
+        (first, last), writer = task.payload["box"], _writer(context)
         plan, reader = _plan(context), _reader(context)
-        low, high = plan.at_source(start), plan.at_source(stop)
-        block = cast(reader.read(low, high), plan.levels[0].dtype, reader.uri, low)
-        return _written(context, 0, start, block)
+        info, written = plan.levels[0], _Written()
+        # In parts, so that the next one is read while this one is written: at most two are in memory.
+        shape = _shape(context, 0, context.params.task_mb * 1_000_000 // PARTS)
+        parts = list(boxes(triple(first), triple(last), writer.grid_zyx(0), shape))
+        at_source = [(plan.at_source(start), plan.at_source(stop)) for start, stop in parts]
+        blocks = read_ahead(reader.read, at_source)
+        for (start, _), (low, _), block in zip(parts, at_source, blocks, strict=True):
+            cast_block = cast(block, info.dtype, reader.uri, low)
+            if reader.dtype != info.dtype or not writer.adopt(reader, low, start, block.shape):
+                writer.write(0, start, cast_block)
+            written.add(context, 0, start, cast_block)
+        return written.result(context, 0)
 
 
 class WriteLevel(Round):
@@ -118,7 +135,10 @@ class WriteLevel(Round):
 
         start, stop = task.payload["box"]
         block = level_block(_writer(context), self.level, start, stop)
-        return _written(context, self.level, start, block)
+        _writer(context).write(self.level, start, block)
+        written = _Written()
+        written.add(context, self.level, start, block)
+        return written.result(context, self.level)
 
 
 class Close(Round):
@@ -135,31 +155,50 @@ class Close(Round):
 
 
 def _tasks(context: Context[ConvertParams], level: int) -> Iterable[Task]:
-    from happyneurons.formats.blocks import boxes, task_shape
+    from happyneurons.formats.blocks import boxes
 
     writer, info = _writer(context), _plan(context).levels[level]
-    limit, sections = context.params.task_mb * 1_000_000, level == 0 and _reader(context).sections
-    shape = task_shape(writer.unit_zyx(level), info.shape_zyx, info.dtype.itemsize, limit, sections)
+    shape = _shape(context, level, context.params.task_mb * 1_000_000)
     for start, stop in boxes(info.start_zyx, info.stop_zyx, writer.grid_zyx(level), shape):
         name = "_".join(f"{a}-{b}" for a, b in zip(start, stop, strict=True))
         yield Task(name.replace("--", "-m"), {"box": [list(start), list(stop)]})
 
 
-def _written(context: Context[ConvertParams], level: int, start: Sequence[int], block: np.ndarray) -> TaskResult:
-    """Write a box, look at it once more if asked, and say what was in it."""
-    import crc32c
-    import numpy as np
+def _shape(context: Context[ConvertParams], level: int, limit_bytes: int) -> Triple:
+    """Whole units of the target, as many as fit into so many bytes; at least one."""
+    from happyneurons.formats.blocks import task_shape
 
-    writer = _writer(context)
-    writer.write(level, start, block)
-    if context.params.verify:
-        stop = [a + n for a, n in zip(start, block.shape, strict=True)]
-        if not np.array_equal(writer.read(level, start, stop), block, equal_nan=block.dtype.kind == "f"):
-            raise TaskError(f"{writer.location}: the box from {start} (zyx) reads otherwise than it was written")
-    data: dict[str, Any] = {"crc32c": crc32c.crc32c(np.ascontiguousarray(block).data)}
-    if _plan(context).levels[0].labels and level == 0:
-        data["largest"] = int(block.max())
-    return TaskResult(data, voxels=block.size, bytes=block.nbytes)
+    writer, info = _writer(context), _plan(context).levels[level]
+    sections = level == 0 and _reader(context).sections
+    return task_shape(writer.unit_zyx(level), info.shape_zyx, info.dtype.itemsize, limit_bytes, sections)
+
+
+class _Written:
+    """What was in the blocks that a task wrote, part by part."""
+
+    def __init__(self) -> None:
+        self.crc32c = self.largest = self.voxels = self.bytes = 0
+
+    def add(self, context: Context[ConvertParams], level: int, start: Sequence[int], block: np.ndarray) -> None:
+        """Count a block; look at what was written of it once more, if asked."""
+        import crc32c
+        import numpy as np
+
+        writer = _writer(context)
+        if context.params.verify:
+            stop = [a + n for a, n in zip(start, block.shape, strict=True)]
+            if not np.array_equal(writer.read(level, start, stop), block, equal_nan=block.dtype.kind == "f"):
+                raise TaskError(f"{writer.location}: the box from {start} (zyx) reads otherwise than it was written")
+        self.crc32c = crc32c.crc32c(np.ascontiguousarray(block).data, self.crc32c)
+        self.voxels, self.bytes = self.voxels + block.size, self.bytes + block.nbytes
+        if _plan(context).levels[0].labels and level == 0:
+            self.largest = max(self.largest, int(block.max()))
+
+    def result(self, context: Context[ConvertParams], level: int) -> TaskResult:
+        data: dict[str, Any] = {"crc32c": self.crc32c}
+        if _plan(context).levels[0].labels and level == 0:
+            data["largest"] = self.largest
+        return TaskResult(data, voxels=self.voxels, bytes=self.bytes)
 
 
 def _largest(context: Context[ConvertParams]) -> int:

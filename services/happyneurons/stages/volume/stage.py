@@ -40,6 +40,12 @@ class VolumeParams(StageParams):
     """Parameters of the volume stage."""
 
     chunk_xyz: tuple[int, int, int] = Field((64, 64, 64), description="Size of the stored chunks, voxels")
+    sharded: bool = Field(
+        False, description="Many chunks in a file (neuroglancer_uint64_sharded_v1); a task is a shard"
+    )
+    shard_mb: int = Field(
+        256, ge=1, le=4000, description="Sharded: most MB of voxels in a shard, which a task holds in memory twice"
+    )
     num_mips: int = Field(4, ge=0, le=16, description="Levels of the pyramid above full resolution")
     fill_gaps: bool = Field(True, description="Sections without a picture become copies of the nearest good one")
     max_gap_sections: int = Field(3, ge=0, le=1000, description="Longer gaps stay black")
@@ -178,6 +184,7 @@ class WriteBlocks(Round):
         from happyneurons.store.volumes import create_volume
 
         stack, bounds = context.input("stack"), _bounds(context)
+        shard_bytes = context.params.shard_mb * 1_000_000 if context.params.sharded else 0
         create_volume(
             context.output_uri("image"),
             start_zyx=bounds.minimum_xyz[::-1],
@@ -186,8 +193,9 @@ class WriteBlocks(Round):
             dtype="uint8",
             layer_type="image",
             chunk_zyx=context.params.chunk_xyz[::-1],
+            shard_bytes=shard_bytes,
         )
-        add_levels(context.output_uri("image"), context.params.num_mips)
+        add_levels(context.output_uri("image"), context.params.num_mips, shard_bytes)
 
     def plan(self, context: Context[VolumeParams]) -> Iterable[Task]:
         yield from _block_tasks(context, 0, BLOCK_CHUNKS)
