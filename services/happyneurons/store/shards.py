@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ def sharding_of(labels: np.ndarray, per_shard: int, data_encoding: str = "raw") 
         "preshift_bits": 0,
         "minishard_bits": minishard_bits,
         "shard_bits": shard_bits,
-        "minishard_index_encoding": "gzip",
+        "minishard_index_encoding": "raw",  # CloudVolume's gzip writes down the time
         "data_encoding": data_encoding,
     }
 
@@ -47,12 +48,15 @@ def write_shard(store: Store, sharding: Mapping[str, Any], encoded: Mapping[int,
 
     if not encoded:
         return 0
+    spec = ShardingSpecification.from_dict(dict(sharding))
+    objects = {label: data + entry for label, (entry, data) in encoded.items()}
+    if spec.data_encoding == "gzip":
+        # Here, and not by CloudVolume, for the same reason: the same objects give the same bytes.
+        objects = {label: gzip.compress(data, mtime=0) for label, data in objects.items()}
+        spec.data_encoding = "raw"
+    offsets = {label: len(entry) for label, (entry, _) in encoded.items()}
     before = any(data for _, data in encoded.values())
-    files = ShardingSpecification.from_dict(dict(sharding)).synthesize_shards(
-        {label: data + entry for label, (entry, data) in encoded.items()},
-        # In bytes as they are stored: only for what is stored as it is (`raw`).
-        data_offset={label: len(entry) for label, (entry, _) in encoded.items()} if before else None,
-    )
+    files = spec.synthesize_shards(objects, data_offset=offsets if before else None)
     for name, content in files.items():
         store.put(name, bytes(content))
     return sum(len(content) for content in files.values())
