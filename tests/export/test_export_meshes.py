@@ -207,12 +207,13 @@ def test_what_cannot_be_exported_is_said_before_anything_is_written(
     create_volume(
         image, start_zyx=(0, 0, 0), stop_zyx=(4, 4, 4), voxel_size_nm_xyz=(8, 8, 8), dtype="uint8", layer_type="image"
     )
-    for source, form, what in (
+    cases: list[tuple[str, Any, str]] = [
         (image, "ply", "a image_volume, not a layer of meshes"),
         (layers["segmentation"], "ply", "the stage `mesh` makes them"),
         (layers["sharded"], "swc", "not a layer of skeletons"),
         (layers["sharded"], "stl", "there are obj, ply, swc"),
-    ):
+    ]
+    for source, form, what in cases:
         with pytest.raises(UserError, match=what):
             export_layer(source, (tmp_path / "out").as_uri(), form)
     layer = open_layer(layers["sharded"], "mesh_layer")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -97,7 +99,9 @@ def export_layer(
             finished += 1
             on_segment(finished, len(wanted))
 
-    in_threads(one, wanted, threads)
+    # CloudVolume prints what it stumbles over. Here, once: it is the whole process's output, not a thread's.
+    with contextlib.redirect_stdout(sys.stderr):
+        in_threads(one, wanted, threads)
     done.missing.sort()
     return done
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -152,8 +150,7 @@ class Reader:
         """CloudVolume's Mesh or Skeleton, vertices (x, y, z) in nm. lod: of a mesh, 0 is the finest; a mesh with fewer
         levels gives its coarsest. Raises TaskError if what is there cannot be read, StoreError."""
         try:
-            # CloudVolume prints what it stumbles over.
-            with volume_errors(self.layer.data_uri, "segment_get"), contextlib.redirect_stdout(sys.stderr):
+            with volume_errors(self.layer.data_uri, "segment_get"):
                 if self.layer.kind == SKELETONS:
                     return self._skeleton(segment)
                 return self._mesh(segment, lod)
