@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "preview": ("happyneurons.cli.gallery:preview", "Draw results into PNG files."),
     "gallery": ("happyneurons.cli.gallery:gallery", "Write a page of a run's pictures and figures."),
     "publish": ("happyneurons.cli.publish:publish", "Copy results to where browsers can read them."),
+    "export": ("happyneurons.cli.export:export", "Write meshes and skeletons as OBJ, PLY and SWC files."),
     "acquire": ("happyneurons.cli.acquire:acquire", "Feed a run from a microscope, or simulate one."),
     "security": ("happyneurons.cli.security:security", "Tokens, and checks of a server's security file."),
     "serve": ("happyneurons.cli.serve:serve", "Start a server: orchestrator, stage or volumes."),

@@ -74,9 +74,9 @@ def view(
     data until Ctrl-C.
     """
     from happyneurons.cli.view_worst import add_evaluated, mistake_links
+    from happyneurons.store.layers import is_web
     from happyneurons.viewer import Panel, link, published_state, start_viewer
     from happyneurons.viewer.links import DEMO
-    from happyneurons.viewer.published import is_web
 
     if page is not None and not is_web(page):
         raise UserError(f"--viewer {page}: expected http://… or https://…")
@@ -131,9 +131,10 @@ def find_panels(
     The report: of an evaluation, if it was named or --worst asks for it.
     """
     from happyneurons.cli.view_worst import report_of_run
+    from happyneurons.store.layers import is_web
     from happyneurons.viewer.panels import Panel
     from happyneurons.viewer.points import csv_points
-    from happyneurons.viewer.published import is_web, published_layers
+    from happyneurons.viewer.published import published_layers
 
     panels: list[Panel] = []
     shared: dict[str, Artifact] = {}

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from happyneurons.errors import NotFoundError, StoreError, UserError
 from happyneurons.publish.files import SourceFile, digest, files_of
@@ -32,6 +32,7 @@ from happyneurons.viewer.panels import Panel
 from happyneurons.viewer.published import INDEX, document_of, layers_of
 from happyneurons.viewer.session import SHOWN, published_state
 
+T = TypeVar("T")
 STATE = "state.json"
 KINDS = (*SHOWN, "pictures", "report")
 RECORD_S = 20.0
@@ -196,7 +197,7 @@ def _copy(
             told()
 
     try:
-        _in_threads(one, files, threads)
+        in_threads(one, files, threads)
     except BaseException:
         if record.changed:
             record.save(complete=False)
@@ -246,12 +247,12 @@ def _digest_at(place: Store, path: str) -> str | None:
         return None
 
 
-def _in_threads(work: Callable[[SourceFile], None], files: Iterable[SourceFile], threads: int) -> None:
+def in_threads(work: Callable[[T], None], items: Iterable[T], threads: int) -> None:
     """All of them, a few at a time; the first error ends it once what is under way is done."""
     with ThreadPoolExecutor(threads) as pool:
         running: set[Future[None]] = set()
-        for file in files:
-            running.add(pool.submit(work, file))
+        for item in items:
+            running.add(pool.submit(work, item))
             if len(running) >= 2 * threads:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:

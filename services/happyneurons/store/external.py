@@ -3,8 +3,8 @@
 `precomputed://URI` (or any store URI of a folder with an `info` file) and `h5://FILE?DATASET`
 are volumes; a folder with `model.json` and a TensorFlow 1 checkpoint prefix (`ckpt://PREFIX`)
 are models. Their digest is made of what identifies them cheaply: the URI with the `info` file's
-bytes, or a local file's size and modification time. A precomputed skeleton folder and `swc://FOLDER`
-are skeleton layers. Whoever changes voxels in place under the
+bytes, or a local file's size and modification time. Precomputed folders of meshes and of skeletons, and `swc://FOLDER`,
+are mesh and skeleton layers. Whoever changes voxels in place under the
 same `info` file must give the volume another name; `hpn explain` shows the digest.
 """
 
@@ -17,6 +17,13 @@ from typing import Any
 from happyneurons.errors import NotFoundError, UserError
 from happyneurons.store.artifacts import Artifact, ArtifactKind, Bounds
 from happyneurons.store.documents import Store, canonical_json, local_path, normalize_uri
+
+# What an `info` file says of itself, if it is not a volume's.
+_LAYERS: dict[bytes, ArtifactKind] = {
+    b"neuroglancer_skeletons": "skeleton_layer",
+    b"neuroglancer_multilod_draco": "mesh_layer",
+    b"neuroglancer_legacy_mesh": "mesh_layer",
+}
 
 
 def external_artifact(uri: str) -> Artifact:
@@ -34,9 +41,10 @@ def external_artifact(uri: str) -> Artifact:
     store = Store(data_uri)
     try:
         info = store.get("info")
-        return (
-            _skeletons(uri, data_uri, info) if b"neuroglancer_skeletons" in info else _precomputed(uri, data_uri, info)
-        )
+        for name, kind in _LAYERS.items():
+            if name in info:
+                return _layer(kind, uri, data_uri, info)
+        return _precomputed(uri, data_uri, info)
     except NotFoundError:
         pass
     try:
@@ -72,10 +80,10 @@ def _precomputed(uri: str, data_uri: str, info_bytes: bytes) -> Artifact:
     )  # fmt: skip
 
 
-def _skeletons(uri: str, data_uri: str, info_bytes: bytes) -> Artifact:
+def _layer(kind: ArtifactKind, uri: str, data_uri: str, info_bytes: bytes) -> Artifact:
     return Artifact(
-        kind="skeleton_layer", uri=uri, data_uri=data_uri, properties={"external": True},
-        digest=_digest("skeleton_layer", data_uri, hashlib.sha256(info_bytes).hexdigest()),
+        kind=kind, uri=uri, data_uri=data_uri, properties={"external": True},
+        digest=_digest(kind, data_uri, hashlib.sha256(info_bytes).hexdigest()),
     )  # fmt: skip
 
 

@@ -7,34 +7,45 @@ CloudVolume looks for both inside a segmentation; it gets a description of one, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from happyneurons.errors import NotFoundError, UserError
 from happyneurons.store.cloud import cloud_secrets, cloudpath
 from happyneurons.store.documents import Store, normalize_uri
+from happyneurons.store.roots import check_open
 
 
-def open_meshes(uri: str) -> Any:
+def is_web(uri: str) -> bool:
+    """Whether a URI is the address of a web server, which is read and never listed."""
+    return uri.startswith(("http://", "https://"))
+
+
+def open_meshes(uri: str, info: Mapping[str, Any] | None = None) -> Any:
     """CloudVolume's reader of a mesh layer: `.get(ids, lod=0)` → {id: Mesh}, vertices (x, y, z) in nm;
-    `.spatial_index.query(bbox)` → ids whose meshes reach into a box (nm)."""
-    return _layer(uri, "mesh").mesh
+    `.spatial_index.query(bbox)` → ids whose meshes reach into a box (nm).
+
+    info: the layer's, if it is known; needed for http(s)://…"""
+    return _layer(uri, "mesh", info).mesh
 
 
-def open_skeletons(uri: str) -> Any:
+def open_skeletons(uri: str, info: Mapping[str, Any] | None = None) -> Any:
     """CloudVolume's reader of a skeleton layer: `.get(id)` → Skeleton, vertices (x, y, z) in nm, and the same index."""
-    return _layer(uri, "skeletons").skeleton
+    return _layer(uri, "skeletons", info).skeleton
 
 
-def _layer(uri: str, name: str) -> Any:
+def _layer(uri: str, name: str, own: Mapping[str, Any] | None) -> Any:
     from cloudvolume import CloudVolume
 
-    uri = normalize_uri(uri.removeprefix("precomputed://"))
+    uri = uri.removeprefix("precomputed://").rstrip("/")
+    uri = uri if is_web(uri) else normalize_uri(uri)
+    check_open(uri)
     parent, _, folder = uri.rpartition("/")
     if not folder:
         raise UserError(f"{uri}: not the folder of a mesh or skeleton layer")
     # Meshes and skeletons are in nm already (identity transforms): only the spatial index needs a scale.
     try:
-        own = Store(uri).get_json("info")
+        own = Store(uri).get_json("info") if own is None else own
     except NotFoundError:
         raise UserError(f"{uri}: no mesh or skeleton layer there (no info file)") from None
     index = own.get("spatial_index") or {}
@@ -47,4 +58,5 @@ def _layer(uri: str, name: str) -> Any:
     )  # fmt: skip
     info["scales"] *= int(own.get("mip") or 0) + 1  # the index is that of level `mip`
     info[name] = folder
-    return CloudVolume(cloudpath(parent), info=info, progress=False, secrets=cloud_secrets())
+    path = f"precomputed://{parent}" if is_web(uri) else cloudpath(parent)
+    return CloudVolume(path, info=info, progress=False, secrets=cloud_secrets())

@@ -8,14 +8,11 @@ from typing import Any
 from happyneurons.errors import NotFoundError, UnavailableError, UserError
 from happyneurons.store.artifacts import Artifact
 from happyneurons.store.documents import Store
+from happyneurons.store.layers import is_web
 
 INDEX = "published.json"
 """What is at a place: `{"title", "layers": {name: {artifact fields, "path"}}, …}`, written last."""
 _TIMEOUT_S = 20.0
-
-
-def is_web(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
 
 
 def document_of(artifact: Artifact, path: str) -> Any:

@@ -9,9 +9,9 @@ from typing import Any
 
 from happyneurons.errors import UserError
 from happyneurons.store.artifacts import Artifact
+from happyneurons.store.layers import is_web
 from happyneurons.viewer.links import DEMO, link
 from happyneurons.viewer.panels import Panel, panels_state
-from happyneurons.viewer.published import is_web
 from happyneurons.viewer.sources import source_of
 from happyneurons.viewer.volume_server import Observer, VolumeServer
 

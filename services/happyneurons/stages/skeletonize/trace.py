@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from happyneurons.errors import UserError
+from happyneurons.store.swc import swc_text
 
 OVERLAP_VX = 1  # kimimaro places the ends of skeletons in the plane that two blocks share
 ATTRIBUTES = [{"id": "radius", "data_type": "float32", "num_components": 1}]
@@ -67,24 +68,6 @@ def join(label: int, pieces: Sequence[bytes], *, min_length_nm: float, tick_leng
 def swc(vertices: NDArray[Any], edges: NDArray[Any], radius: NDArray[Any]) -> bytes:
     """SWC text, x y z and radius in µm, a tree for each connected part, parents before children.
 
-    vertices (n, 3) in nm, edges (m, 2), radius (n,) in nm. Format: neuronland.org, "SWC+".
+    vertices (n, 3) in nm, edges (m, 2), radius (n,) in nm.
     """
-    neighbours: list[list[int]] = [[] for _ in range(len(vertices))]
-    for a, b in edges.tolist():
-        neighbours[a].append(b)
-        neighbours[b].append(a)
-    lines = ["# x y z radius in micrometres"]
-    number: dict[int, int] = {}
-    # Ends first, so that a tree starts at a tip and not in the middle of a branch.
-    for root in sorted(range(len(vertices)), key=lambda v: (len(neighbours[v]) != 1, v)):
-        stack = [(root, -1)]
-        while stack:
-            vertex, parent = stack.pop()
-            if vertex in number:
-                continue
-            number[vertex] = len(number) + 1
-            x, y, z = (float(v) / 1000 for v in vertices[vertex])
-            r = float(radius[vertex]) / 1000
-            lines.append(f"{number[vertex]} 0 {x:.4f} {y:.4f} {z:.4f} {r:.4f} {number.get(parent, -1)}")
-            stack.extend((n, vertex) for n in sorted(neighbours[vertex], reverse=True) if n not in number)
-    return ("\n".join(lines) + "\n").encode()
+    return swc_text(vertices, edges, radius, comments=["x y z radius in micrometres"])[0]
