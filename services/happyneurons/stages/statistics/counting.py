@@ -19,12 +19,12 @@ class Faces(NamedTuple):
     """Faces across one axis between voxels of different labels, by pair.
 
     low, high: (n,) places of the two labels in the block's list, low < high; 0 is background.
-    count: (n,) faces. twice_xyz: (n, 3) twice the sum of their middles, voxels of the volume.
+    number: (n,) faces. twice_xyz: (n, 3) twice the sum of their middles, voxels of the volume.
     """
 
     low: NDArray[np.int64]
     high: NDArray[np.int64]
-    count: NDArray[np.int64]
+    number: NDArray[np.int64]
     twice_xyz: NDArray[np.int64]
 
 
@@ -41,7 +41,7 @@ def count_block(
     dense, names = fastremap.renumber(np.ascontiguousarray(labels_zyx), preserve_zero=True)
     ids = np.zeros(int(dense.max(initial=0)) + 1, np.uint64)
     for name, place in names.items():
-        ids[place] = name
+        ids[int(place)] = name
     tables, pairs = [_voxels(dense[tuple(slice(0, n) for n in shape_zyx)], ids, start_zyx)], []
     for axis_xyz in range(3):
         faces = _faces(dense, len(ids), start_zyx, shape_zyx, axis_xyz)
@@ -61,7 +61,7 @@ def _voxels(dense: np.ndarray, ids: NDArray[np.uint64], start_zyx: Triple) -> ND
     voxels = np.asarray(found["voxel_counts"]).astype(np.int64)
     place = np.zeros(len(voxels), np.int64)
     for old, new in names.items():
-        place[new] = old
+        place[int(new)] = old
     there = np.flatnonzero((voxels > 0) & (np.arange(len(voxels)) > 0))
     start = np.array(start_zyx, np.int64)
     boxes = np.asarray(found["bounding_boxes"]).astype(np.int64)[there] + np.repeat(start, 2)
@@ -103,7 +103,7 @@ def _face_rows(faces: Faces, ids: NDArray[np.uint64], axis_xyz: int) -> list[NDA
     for column, own, rows_of in ((5, faces.high, outer), (8, faces.high, ~outer), (8, faces.low, ~outer)):
         rows = np.zeros((int(rows_of.sum()), SEGMENTS.columns), np.int64)
         rows[:, 0] = ids[own[rows_of]].astype(np.int64)
-        rows[:, column + axis_xyz] = faces.count[rows_of]
+        rows[:, column + axis_xyz] = faces.number[rows_of]
         rows[:, 11:] = NOTHING
         found.append(rows)
     return found
@@ -114,6 +114,6 @@ def _contact_rows(faces: Faces, ids: NDArray[np.uint64], axis_xyz: int) -> NDArr
     a, b = ids[faces.low[inner]], ids[faces.high[inner]]
     rows = np.zeros((len(a), CONTACTS.columns), np.int64)
     rows[:, 0], rows[:, 1] = np.minimum(a, b).astype(np.int64), np.maximum(a, b).astype(np.int64)
-    rows[:, 2 + axis_xyz] = faces.count[inner]
+    rows[:, 2 + axis_xyz] = faces.number[inner]
     rows[:, 5 + 3 * axis_xyz : 8 + 3 * axis_xyz] = faces.twice_xyz[inner]
     return rows

@@ -241,7 +241,7 @@ def _both_kept(store: Store, pairs: NDArray[np.uint64], parts: list[tuple[str, A
         if near.any():
             ids = store.get_arrays(_kept_path(int(number)))["ids"]
             kept[near] = np.isin(pairs[near], ids)
-    return kept.all(axis=1)
+    return np.asarray(kept.all(axis=1))
 
 
 class Summary(Round):
