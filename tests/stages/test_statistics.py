@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from happyneurons.errors import UserError
+from happyneurons.errors import JobFailedError, UserError
 from happyneurons.jobs.spec import make_spec, save_spec
 from happyneurons.stages import load_stage
 from happyneurons.stages.statistics.counting import count_block
@@ -212,6 +212,28 @@ def test_nothing_but_background(tmp_path: Path) -> None:
     assert manifest.metrics["segments"] == manifest.metrics["contacts"] == 0
     assert store.get("segments/000000.csv").startswith(b"segment,voxels,")
     assert store.get("contacts/000000.csv").startswith(b"segment_a,segment_b,faces,")
+
+
+def test_a_block_that_cannot_be_read_is_named_and_not_counted(tmp_path: Path) -> None:
+    labels = LABELS.astype(np.uint16)  # stored raw
+    uri = write(tmp_path / "labels", labels, "uint16")
+    # The last chunk of the first block: no other block's layer beyond reaches into it.
+    (chunk,) = (tmp_path / "labels").glob("*/116-132_19-35_7-23*")
+    chunk.write_bytes(b"\x01")
+    store = Store(str(tmp_path / "store"))
+    params = {"block_size_xyz": [32, 32, 16]}
+    with pytest.raises(JobFailedError, match="1 tasks failed"):
+        run_stage(store, "statistics", inputs={"segmentation": uri}, params=params)
+    manifest = run_stage(
+        Store(str(tmp_path / "other")), "statistics", inputs={"segmentation": uri}, params=params, allow_failed_tasks=1
+    )
+    assert manifest.metrics["missing_blocks"] == 1
+    there = labels.copy()
+    there[:16, :32, :32] = 0
+    assert manifest.metrics["voxels"] == (there > 0).sum()
+    assert {int(row["segment"]) for row in table(manifest, "segments")} == set(np.unique(there).tolist()) - {0}
+    summary = manifest.outputs["table"].store().get_json("summary.json")
+    assert summary["missing_blocks"] == ["100-132_3-35_7-23"]
 
 
 @pytest.mark.slow

@@ -277,8 +277,8 @@ class Tidy(_GroupRound):
 
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
         store, subject = context.output_store(TABLE), Subject.of(context)
-        later = (Gather.name, Segments.name, Contacts.name, Summary.name)
-        if any(context.quarantined(name) for name in (Blocks.name, *later)):
+        rounds = (Blocks.name, Gather.name, Segments.name, Contacts.name, Summary.name)
+        if context.once("given up", lambda: any(context.quarantined(name) for name in rounds)):
             return TaskResult()  # another attempt may need them
         for block in _blocks(subject, tuple(task.payload["group_zyx"])):
             store.delete(_block_path(block.key))

@@ -51,7 +51,8 @@ class Subject:
     def read_beyond(self, block: Block) -> np.ndarray:
         """The block's labels with one layer of voxels beyond its far sides, as far as the box goes."""
         grid = BlockGrid(self.low_zyx, self.high_zyx, self.size_zyx)
-        return self.volume.read(block.start_zyx, grid.beyond(block, 1))
+        labels = self.volume.read(block.start_zyx, grid.beyond(block, 1))
+        return labels.astype(np.uint64) if labels.dtype.kind == "i" else labels
 
     @property
     def bounds(self) -> Bounds:
