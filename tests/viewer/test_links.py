@@ -13,6 +13,7 @@ import pytest
 from happyneurons.errors import UserError
 from happyneurons.store.artifacts import Artifact, Bounds
 from happyneurons.viewer import link, neuroglancer_state, start_viewer
+from happyneurons.viewer.links import has_data
 
 BOUNDS = Bounds(minimum_xyz=(10, 20, 30), maximum_xyz=(110, 70, 50))
 
@@ -60,6 +61,20 @@ def test_segments_can_be_chosen_and_meshes_shown_alone() -> None:
     state = state_of({"meshes": ARTIFACTS["meshes"]}, selected=[9])
     assert state["layers"][0]["segments"] == ["9"]
     assert state["layers"][0]["source"] == ["precomputed://http://h/meshes"]
+
+
+def test_figures_of_segments_join_the_segmentation_and_are_served() -> None:
+    """Of a table only its list of segment properties is; points are in the state."""
+    figures = artifact("table", "table", source="u:seg", segment_properties="segment_properties", rows=[], columns=[])
+    points = artifact("table", "points", rows=[[1, 2, 3]], columns=["x", "y", "z"])
+    state = state_of({**ARTIFACTS, "figures": figures, "points": points})
+    layers = {layer["name"]: layer for layer in state["layers"]}
+    assert layers["neurons"]["source"][-1] == "precomputed://http://h/figures/segment_properties"
+    assert layers["neurons"]["segments"] == ["5", "7"], "a list without a choice of segments changes nothing"
+    assert layers["truth"]["source"] == ["precomputed://http://h/truth"]
+    assert "figures" not in layers
+    assert "points" in layers
+    assert [has_data(a) for a in (ARTIFACTS["neurons"], figures, points)] == [True, True, False]
 
 
 def test_a_link_carries_the_state() -> None:

@@ -76,7 +76,7 @@ def view(
     from happyneurons.cli.view_worst import add_evaluated, mistake_links
     from happyneurons.store.layers import is_web
     from happyneurons.viewer import Panel, link, published_state, start_viewer
-    from happyneurons.viewer.links import DEMO
+    from happyneurons.viewer.links import DEMO, has_data
 
     if page is not None and not is_web(page):
         raise UserError(f"--viewer {page}: expected http://… or https://…")
@@ -89,7 +89,7 @@ def view(
     evaluated = None if report is None else add_evaluated(artifacts, report)
     panels = [Panel(panels[0].title, artifacts), *panels[1:]]
     layout = layout or ("4panel" if len(panels) == 1 else "xy-3d")
-    if only_link and all(is_web(a.data_uri) for p in panels for a in p.layers.values() if a.kind != "table"):
+    if only_link and all(is_web(a.data_uri) for p in panels for a in p.layers.values() if has_data(a)):
         state = published_state(panels, layout)
         _write_state(state, state_file)
         click.echo(link(state, page or DEMO))

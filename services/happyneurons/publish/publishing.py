@@ -159,7 +159,7 @@ def _write_state(
     """The state at the place, as its readers see it; returns the link, "" if there is none."""
     found = layers_of(document, url) if url else {}
     shown = {
-        n: a.model_copy(update={"properties": tables[n]}) if n in tables else a
+        n: a.model_copy(update={"properties": {**a.properties, **tables[n]}}) if n in tables else a
         for n, a in found.items()
         if a.kind in SHOWN
     }

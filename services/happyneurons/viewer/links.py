@@ -34,8 +34,8 @@ def neuroglancer_state(
 ) -> dict[str, Any]:
     """State that shows artifacts as layers, in the order given; images first is best.
 
-    Mesh and skeleton layers join the segmentation that they were made of, or the only one there is;
-    tables with positions become points (see :mod:`happyneurons.viewer.points`).
+    Mesh and skeleton layers and lists of segment properties join the segmentation that they were made of,
+    or the only one there is; tables with positions become points (see :mod:`happyneurons.viewer.points`).
     selected: segments shown in 3D, in all layers or by layer name; by default the largest that have a
     mesh or a skeleton.
     Raises UserError if there is nothing that Neuroglancer can show.
@@ -61,7 +61,7 @@ def neuroglancer_state(
         elif artifact.kind == "segmentation":
             parts = {n: a for n, a in artifacts.items() if _made_of(a, artifact, artifacts)}
             taken |= set(parts)
-            sources = [url, *(f"precomputed://{address(n)}" for n in parts)]
+            sources = [url, *(f"precomputed://{address(n)}{_folder(a)}" for n, a in parts.items())]
             layers.append(_label_layer(name, sources, chosen(name, parts.values())))
     for name, artifact in artifacts.items():
         if artifact.kind in ("mesh_layer", "skeleton_layer") and name not in taken:
@@ -91,9 +91,19 @@ def link(state: Mapping[str, Any], base: str = DEMO) -> str:
     return f"{base.rstrip('/')}/#!{quote(json.dumps(state, separators=(',', ':')))}"
 
 
+def has_data(artifact: Artifact) -> bool:
+    """Whether Neuroglancer reads files of an artifact: points of tables are in the state."""
+    return artifact.kind != "table" or "segment_properties" in artifact.properties
+
+
+def _folder(part: Artifact) -> str:
+    """Where in its folder a source of a segmentation layer lies."""
+    return f"/{part.properties['segment_properties']}" if part.kind == "table" else ""
+
+
 def _made_of(part: Artifact, segmentation: Artifact, artifacts: Mapping[str, Artifact]) -> bool:
-    """Whether a mesh or skeleton layer belongs to a segmentation."""
-    if part.kind not in ("mesh_layer", "skeleton_layer"):
+    """Whether a mesh or skeleton layer, or a list of segment properties, belongs to a segmentation."""
+    if part.kind not in ("mesh_layer", "skeleton_layer", "table") or not has_data(part):
         return False
     source = part.properties.get("source")
     segmentations = [a for a in artifacts.values() if a.kind == "segmentation"]
@@ -106,7 +116,8 @@ def _largest(parts: Iterable[Artifact]) -> list[int]:
 
     Neuroglancer asks for each selected segment in each layer, and waits in vain for what is not there.
     """
-    lists = [a.properties.get("largest_segments") or [] for a in sorted(parts, key=lambda a: a.kind)]
+    layers = sorted((a for a in parts if a.kind != "table"), key=lambda a: a.kind)
+    lists = [a.properties.get("largest_segments") or [] for a in layers]
     if not lists:
         return []
     common = [int(s) for s in lists[0] if all(s in other for other in lists[1:])]

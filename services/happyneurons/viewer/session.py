@@ -10,7 +10,7 @@ from typing import Any
 from happyneurons.errors import UserError
 from happyneurons.store.artifacts import Artifact
 from happyneurons.store.layers import is_web
-from happyneurons.viewer.links import DEMO, link
+from happyneurons.viewer.links import DEMO, has_data, link
 from happyneurons.viewer.panels import Panel, panels_state
 from happyneurons.viewer.sources import source_of
 from happyneurons.viewer.volume_server import Observer, VolumeServer
@@ -88,7 +88,7 @@ def published_state(panels: Sequence[Panel], layout: str = "4panel") -> dict[str
     """State of panels whose data all lies where browsers can read it. Raises UserError if some does not."""
 
     def address(artifact: Artifact) -> str:
-        if not is_web(artifact.data_uri) and artifact.kind != "table":  # its points are in the state
+        if not is_web(artifact.data_uri) and has_data(artifact):
             raise UserError(f"{artifact.uri}: not published; its data has no address that others can read")
         return artifact.data_uri
 
@@ -104,8 +104,7 @@ def _root_names(panels: Sequence[Panel]) -> dict[str, str]:
     names: dict[str, str] = {}
     for panel in panels:
         for name, artifact in panel.layers.items():
-            # Tables are part of the state.
-            if artifact.uri in names or artifact.kind == "table" or is_web(artifact.data_uri):
+            if artifact.uri in names or not has_data(artifact) or is_web(artifact.data_uri):
                 continue
             number, free = 1, name
             while free in names.values():
