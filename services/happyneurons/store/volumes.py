@@ -8,7 +8,7 @@ level, in the volume's own coordinates (which may start at an offset).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import product
 from typing import Any, Literal, Protocol
@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from happyneurons.errors import NotFoundError, UserError
+from happyneurons.errors import NotFoundError, TaskError, UserError
 from happyneurons.store.cloud import cloud_secrets, cloudpath, volume_errors
+from happyneurons.store.compressed_segmentation import DamagedChunkError, guard_cloudvolume
 from happyneurons.store.documents import Store, local_path, normalize_uri
 
 Triple = tuple[int, int, int]
@@ -65,6 +66,7 @@ class PrecomputedVolume:
         # Only when voxels are wanted: importing CloudVolume takes seconds, and who plans needs the info alone.
         from cloudvolume import CloudVolume
 
+        guard_cloudvolume()
         path = cloudpath(self.uri)
         return CloudVolume(
             path, mip=self.mip, info=self._info, provenance={}, progress=False, bounded=True,
@@ -93,15 +95,25 @@ class PrecomputedVolume:
         return _triple(np.subtract(self.stop_zyx, self.start_zyx))
 
     def read(self, start_zyx: Sequence[int], stop_zyx: Sequence[int], channel: int = 0) -> np.ndarray:
-        with volume_errors(self.uri, "volume_read"):
+        with volume_errors(self.uri, "volume_read"), self._whole(start_zyx, stop_zyx):
             block = self._cv[_slices(start_zyx, stop_zyx)]
         return np.ascontiguousarray(np.asarray(block)[..., channel].T)
 
     def read_channels(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
         """(channel, z, y, x) array of a box."""
-        with volume_errors(self.uri, "volume_read"):
+        with volume_errors(self.uri, "volume_read"), self._whole(start_zyx, stop_zyx):
             block = self._cv[_slices(start_zyx, stop_zyx)]
         return np.ascontiguousarray(np.asarray(block).T)
+
+    @contextlib.contextmanager
+    def _whole(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> Iterator[None]:
+        try:
+            yield
+        except DamagedChunkError as error:
+            box = ", ".join(
+                f"{axis} {a}–{b}" for axis, a, b in zip("xyz", start_zyx[::-1], stop_zyx[::-1], strict=True)
+            )
+            raise TaskError(f"volume {self.uri}: broken data in the box {box}: {error}") from error
 
     def write_channels(self, start_zyx: Sequence[int], block: np.ndarray) -> None:
         """Write a (channel, z, y, x) block with all channels; its faces lie as those of `write`."""
