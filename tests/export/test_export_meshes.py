@@ -120,8 +120,7 @@ def test_meshes_are_those_of_the_source_closed_and_outward(
         theirs = reader.get(segment)[segment]
         assert len(faces) == len(theirs.faces)
         assert len(vertices) < len(theirs.vertices) or len(reader.get_manifest(segment).fragment_positions[0]) == 1
-        # Of a triangle that crosses two borders of chunks, zmesh's cut loses the corner: so has the layer.
-        assert unmatched_edges(faces) < 0.01 * len(faces), "pieces of a mesh are joined, their faces turned alike"
+        assert unmatched_edges(faces) == 0, "pieces of a mesh are joined, their faces turned alike"
         voxels = np.argwhere(layers["labels"] == segment) + OFFSET_ZYX
         low, high = voxels.min(0)[::-1] * VOXEL_NM, (voxels.max(0) + 1)[::-1] * VOXEL_NM
         np.testing.assert_allclose(vertices.min(0), low, atol=0.5)

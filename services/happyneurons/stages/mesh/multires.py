@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from happyneurons.stages.mesh.cutting import cut
 from happyneurons.stages.mesh.surfaces import Surface
 
 LEVEL_REDUCTION = 4  # triangles of a level to those of the next: halving the detail along both directions
@@ -92,19 +93,12 @@ def _split(
 ) -> dict[tuple[int, int, int], Surface]:
     """A level's mesh cut into chunks. Above level 0 no triangle may cross the borders of the next
     finer chunks either, because a chunk can be drawn without those of its octants that are there finer."""
-    import zmesh
-
+    surface = Surface(mesh.vertices, mesh.faces)
     if level == 0:
-        if single:
-            return {(0, 0, 0): Surface(mesh.vertices, mesh.faces)}
-        pieces = zmesh.chunk_mesh(mesh, tuple(map(float, chunk)), tuple(map(float, origin)))
-        return {_triple(p): Surface(m.vertices, m.faces) for p, m in pieces.items() if len(m.faces)}
-    fine = chunk * 2 ** (level - 1)
+        return {(0, 0, 0): surface} if single else cut(surface, chunk, origin)
     parents: dict[tuple[int, int, int], list[Surface]] = {}
-    for position, piece in sorted(zmesh.chunk_mesh(mesh, tuple(map(float, fine)), tuple(map(float, origin))).items()):
-        if len(piece.faces):
-            x, y, z = _triple(position)
-            parents.setdefault((x // 2, y // 2, z // 2), []).append(Surface(piece.vertices, piece.faces))
+    for (x, y, z), piece in sorted(cut(surface, chunk * 2 ** (level - 1), origin).items()):
+        parents.setdefault((x // 2, y // 2, z // 2), []).append(piece)
     return {position: _together(pieces) for position, pieces in parents.items()}
 
 
@@ -162,8 +156,3 @@ def _morton(position: tuple[int, int, int]) -> int:
         for axis, value in enumerate(position):
             code |= (value >> bit & 1) << (3 * bit + axis)
     return code
-
-
-def _triple(position: Any) -> tuple[int, int, int]:
-    x, y, z = (int(v) for v in position)
-    return (x, y, z)

@@ -43,7 +43,7 @@ class MeshParams(StageParams):
 
 
 class Mesh(Stage[MeshParams]):
-    name, version = "mesh", "2"
+    name, version = "mesh", "3"
     summary = "Meshes of all segments with levels of detail, for Neuroglancer"
     Params = MeshParams
     inputs = {"segmentation": InputSpec("segmentation", "the segments to mesh")}
