@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from happyneurons.stages.mesh.surfaces import Surface
 
-Corners = NDArray[np.float64]
-"""(n, 3, 3): triangle, corner, x y z in units of a cell."""
+Vertices = NDArray[np.float64]
+"""(n, 3): x y z in units of a cell."""
+Faces = NDArray[np.int64]
+"""(m, 3): numbers of vertices."""
 
 
 def cut(
@@ -29,72 +31,69 @@ def cut(
     if not len(surface.faces):
         return {}
     cell, origin = (np.asarray(v, dtype=np.float64) for v in (cell_nm, origin_nm))
-    corners = ((surface.vertices.astype(np.float64) - origin) / cell)[surface.faces]
-    last = np.maximum(np.ceil(corners.max(axis=(0, 1))) - 1, 0)
+    vertices = (surface.vertices.astype(np.float64) - origin) / cell
+    last = np.maximum(np.ceil(vertices.max(axis=0)) - 1, 0)
+    faces = surface.faces.astype(np.int64)
     for axis in range(3):
-        corners = _cut_along(corners, axis)
-    places = np.clip(np.floor(corners.mean(axis=1)), 0, last).astype(np.int64)
-    # On a plane to the last bit, on both of its sides.
-    vertices = (corners.reshape(-1, 3) * cell + origin).astype(np.float32) + np.float32(0)
-    names = np.unique(vertices.view([("", np.float32)] * 3).ravel(), return_inverse=True)[1].reshape(-1, 3)
-    a, b, c = names.T
-    whole = (a != b) & (b != c) & (a != c)
-    vertices, names, places = vertices.reshape(-1, 3, 3)[whole], names[whole], places[whole]
-    cells, numbers = np.unique(places, axis=0, return_inverse=True)
-    order = np.argsort(numbers.reshape(-1), kind="stable")
-    ends = np.cumsum(np.bincount(numbers.reshape(-1), minlength=len(cells)))
+        vertices, faces = _cut_along(vertices, faces, axis)
+    places = np.clip(np.floor(vertices[faces].mean(axis=1)), 0, last).astype(np.int64)
+    vertices_nm = (vertices * cell + origin).astype(np.float32)
+    x, y, z = places.T
+    numbers = np.ravel_multi_index((x, y, z), tuple(places.max(axis=0) + 1))
+    order = np.argsort(numbers, kind="stable")
+    begins = np.flatnonzero(np.diff(numbers[order])) + 1
     found = {}
-    for (x, y, z), own in zip(cells.tolist(), np.split(order, ends[:-1]), strict=True):
-        _, first, faces = np.unique(names[own].ravel(), return_index=True, return_inverse=True)
-        found[x, y, z] = Surface(vertices[own].reshape(-1, 3)[first], faces.reshape(-1, 3).astype(np.uint32))
+    for own in np.split(order, begins):
+        used, local = np.unique(faces[own], return_inverse=True)
+        i, j, k = places[own[0]].tolist()
+        found[i, j, k] = Surface(vertices_nm[used], local.reshape(-1, 3).astype(np.uint32))
     return found
 
 
-def _cut_along(corners: Corners, axis: int) -> Corners:
-    """Triangles none of which has corners on both sides of a whole number along an axis."""
+def _cut_along(vertices: Vertices, faces: Faces, axis: int) -> tuple[Vertices, Faces]:
+    """Triangles none of which has corners on both sides of a whole number along an axis, with new vertices."""
     done = []
-    while len(corners):
-        along = corners[:, :, axis]
+    while len(faces):
+        along = vertices[faces, axis]
         plane = np.floor(along.min(axis=1)) + 1
         crossing = along.max(axis=1) > plane
-        done.append(corners[~crossing])
-        below, above = _halves(corners[crossing], plane[crossing], axis)
+        done.append(faces[~crossing])
+        vertices, below, faces = _halves(vertices, faces[crossing], plane[crossing], axis)
         done.append(below)
-        corners = above
-    return np.concatenate(done)
+    return vertices, np.concatenate(done)
 
 
-def _halves(corners: Corners, plane: NDArray[np.float64], axis: int) -> tuple[Corners, Corners]:
-    """What lies below and above a plane of each triangle's own, which every one of them crosses."""
-    side = np.sign(corners[:, :, axis] - plane[:, np.newaxis])
-    # Turned such that the first corner is alone on its side, or, where one lies in the plane, it does.
+def _halves(vertices: Vertices, faces: Faces, plane: NDArray[np.float64], axis: int) -> tuple[Vertices, Faces, Faces]:
+    """(vertices with new ones, what lies below, what lies above) of a plane for each triangle, which crosses it."""
+    side = np.sign(vertices[faces, axis] - plane[:, np.newaxis])
+    # Turned such that the first corner lies in the plane, or else is alone on its side.
     through = (side == 0).any(axis=1)
-    lone = np.where(through, np.argmax(side == 0, axis=1), np.argmax(side == -side.sum(axis=1, keepdims=True), axis=1))
-    turn = (lone[:, np.newaxis] + np.arange(3)) % 3
-    a, b, c = np.take_along_axis(corners, turn[:, :, np.newaxis], axis=1).transpose(1, 0, 2)
-    sign_a, sign_b = np.take_along_axis(side, turn, axis=1).T[:2]
-    parts: dict[bool, list[Corners]] = {True: [], False: []}
+    first = np.where(through, np.argmax(side == 0, axis=1), np.argmax(side == -side.sum(axis=1, keepdims=True), axis=1))
+    turn = (first[:, np.newaxis] + np.arange(3)) % 3
+    turned, side = np.take_along_axis(faces, turn, axis=1), np.take_along_axis(side, turn, axis=1)
 
-    def put(where: NDArray[np.bool_], upper: NDArray[np.bool_], *triangle: NDArray[np.float64]) -> None:
-        stacked = np.stack(triangle, axis=1)
-        for up in parts:
-            parts[up].append(stacked[where & (upper == up)])
+    (a, b, c), up, at = turned[through].T, side[through, 1] > 0, plane[through]
+    vertices, bc = _meet(vertices, b, c, at, axis)
+    with_b, with_c = np.stack([a, b, bc], axis=1), np.stack([a, bc, c], axis=1)
+    below, above = [with_b[~up], with_c[up]], [with_b[up], with_c[~up]]
 
-    ab, ac, bc = (_meeting(p, q, plane, axis) for p, q in ((a, b), (a, c), (b, c)))
-    put(through, sign_b > 0, a, b, bc)
-    put(through, sign_b < 0, a, bc, c)
-    put(~through, sign_a > 0, a, ab, ac)
-    put(~through, sign_a < 0, ab, b, c)
-    put(~through, sign_a < 0, ab, c, ac)
-    return np.concatenate(parts[False]), np.concatenate(parts[True])
+    (a, b, c), up, at = turned[~through].T, side[~through, 0] > 0, plane[~through]
+    vertices, met = _meet(vertices, np.concatenate([a, a]), np.concatenate([b, c]), np.concatenate([at, at]), axis)
+    ab, ac = np.split(met, 2)
+    tip, rest = np.stack([a, ab, ac], axis=1), np.stack([ab, b, c, ab, c, ac], axis=1)
+    below += [tip[~up], rest[up].reshape(-1, 3)]
+    above += [tip[up], rest[~up].reshape(-1, 3)]
+    return vertices, np.concatenate(below), np.concatenate(above)
 
 
-def _meeting(p: NDArray[np.float64], q: NDArray[np.float64], plane: NDArray[np.float64], axis: int) -> Corners:
-    """Where edges meet planes: the same to the last bit for p, q as for q, p. Nonsense where they do not."""
-    swap = (p[:, axis] > q[:, axis])[:, np.newaxis]
-    low, high = np.where(swap, q, p), np.where(swap, p, q)
-    length = high[:, axis] - low[:, axis]
-    share = (plane - low[:, axis]) / np.where(length > 0, length, 1)
-    point = low + (high - low) * share[:, np.newaxis]
-    point[:, axis] = plane
-    return np.asarray(point)
+def _meet(
+    vertices: Vertices, p: NDArray[np.int64], q: NDArray[np.int64], plane: NDArray[np.float64], axis: int
+) -> tuple[Vertices, NDArray[np.int64]]:
+    """(vertices with those where edges p–q meet their planes, the numbers of these): one for an edge and a plane."""
+    edges = np.stack([np.minimum(p, q), np.maximum(p, q), plane.astype(np.int64)], axis=1)
+    edges, number = np.unique(edges, axis=0, return_inverse=True)
+    low, high, at = vertices[edges[:, 0]], vertices[edges[:, 1]], edges[:, 2].astype(np.float64)
+    share = (at - low[:, axis]) / (high[:, axis] - low[:, axis])
+    points = low + (high - low) * share[:, np.newaxis]
+    points[:, axis] = at
+    return np.concatenate([vertices, points]), len(vertices) + number.reshape(-1)
