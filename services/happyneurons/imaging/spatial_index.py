@@ -39,12 +39,12 @@ class SpatialGrid:
 
     def name(self, block: Block) -> str:
         """The name of a block's document."""
-        from cloudvolume.lib import Bbox, getprecision
-
+        # As CloudVolume writes a box: whole numbers as such, others with as many digits as the voxel size has.
         voxel = np.array([_number(v) for v in self.voxel_size_nm_xyz])
-        precision = max(getprecision(v) for v in voxel.tolist())
-        low, high = (np.array(p[::-1]) * voxel for p in (block.start_zyx, block.stop_zyx))
-        return f"{Bbox(low, high, dtype=voxel.dtype).to_filename(precision)}.spatial"
+        digits = max(len(str(v).partition(".")[2]) for v in voxel.tolist())
+        low, high = ((np.array(p[::-1]) * voxel).tolist() for p in (block.start_zyx, block.stop_zyx))
+        axes = (f"{a:.{digits}f}-{b:.{digits}f}" for a, b in zip(low, high, strict=True))
+        return f"{'_'.join(axes)}.spatial"
 
     def write(self, store: Store, block: Block, vertices_nm: Mapping[int, np.ndarray]) -> None:
         """vertices_nm: label → (n, 3), x y z."""

@@ -28,7 +28,7 @@ def sharding_of(labels: np.ndarray, per_shard: int, data_encoding: str = "raw") 
         "preshift_bits": 0,
         "minishard_bits": minishard_bits,
         "shard_bits": shard_bits,
-        "minishard_index_encoding": "raw",  # CloudVolume's gzip writes down the time
+        "minishard_index_encoding": "raw",
         "data_encoding": data_encoding,
     }
 
@@ -39,24 +39,46 @@ def shard_numbers(labels: np.ndarray, sharding: Mapping[str, Any]) -> np.ndarray
 
 
 def write_shard(store: Store, sharding: Mapping[str, Any], encoded: Mapping[int, tuple[bytes, bytes]]) -> int:
-    """Write objects (index entry, data before it) of one shard; returns bytes.
+    """Write objects (index entry, data before it), all of one shard of a `sharding_of`; returns bytes.
 
     The index points to the entry: a mesh's manifest, which its fragments precede, or a skeleton with
     nothing before it; with data before it, shards hold their objects as they are (`raw`).
     """
-    from cloudvolume.datasource.precomputed.sharding import ShardingSpecification
-
     if not encoded:
         return 0
-    spec = ShardingSpecification.from_dict(dict(sharding))
-    objects = {label: data + entry for label, (entry, data) in encoded.items()}
-    if spec.data_encoding == "gzip":
-        # Here, and not by CloudVolume, for the same reason: the same objects give the same bytes.
-        objects = {label: gzip.compress(data, mtime=0) for label, data in objects.items()}
-        spec.data_encoding = "raw"
-    offsets = {label: len(entry) for label, (entry, _) in encoded.items()}
-    before = any(data for _, data in encoded.values())
-    files = spec.synthesize_shards(objects, data_offset=offsets if before else None)
-    for name, content in files.items():
-        store.put(name, bytes(content))
-    return sum(len(content) for content in files.values())
+    labels = np.array(sorted(encoded), np.uint64)
+    number = int(np.unique(shard_numbers(labels, sharding)).item())
+    content = shard_file(sharding, encoded)
+    store.put(f"{number:0{-(-sharding['shard_bits'] // 4)}x}.shard", content)
+    return len(content)
+
+
+def shard_file(sharding: Mapping[str, Any], encoded: Mapping[int, tuple[bytes, bytes]]) -> bytes:
+    """A shard: where each minishard's index is, the objects, the indices of the minishards.
+
+    Not by CloudVolume: its import takes seconds, and its gzip writes down the time. Format: google/neuroglancer,
+    src/datasource/precomputed/sharded.md.
+    """
+    count = 1 << sharding["minishard_bits"]
+    minishards: dict[int, list[int]] = {}
+    for label in sorted(encoded):
+        minishards.setdefault(label & (count - 1), []).append(label)
+    where = np.zeros((count, 2), "<u8")
+    objects, indices, end = [], [], 0
+    for minishard, labels in minishards.items():
+        rows = np.zeros((3, len(labels)), "<u8")  # label, gap to the one before, bytes; labels as differences
+        rows[0] = np.diff(np.array([0, *labels], np.uint64))
+        for i, label in enumerate(labels):
+            entry, before = encoded[label]
+            if sharding["data_encoding"] == "gzip":
+                entry = gzip.compress(before + entry, mtime=0)
+                before = b""
+            objects.append(before + entry)
+            rows[1, i], rows[2, i] = len(before) + (end if i == 0 else 0), len(entry)
+        end += sum(map(len, objects[len(objects) - len(labels) :]))
+        indices.append((minishard, rows.tobytes()))
+    place = end
+    for minishard, index in indices:
+        where[minishard] = place, place + len(index)
+        place += len(index)
+    return b"".join([where.tobytes(), *objects, *(index for _, index in indices)])

@@ -1,8 +1,9 @@
 """Volumes: chunked images and labels, in zyx order, on the same roots as documents.
 
-CloudVolume does the reading and writing of the precomputed format; HDF5 is read in place. All
-arrays here are (z, y, x) and all boxes are given as `start_zyx`, `stop_zyx` in voxels of the mip
-level, in the volume's own coordinates (which may start at an offset).
+CloudVolume does the reading and writing of the precomputed format, except that plain chunks on
+file systems are read by happyneurons.store.chunks; HDF5 is read in place. All arrays here are
+(z, y, x) and all boxes are given as `start_zyx`, `stop_zyx` in voxels of the mip level, in the
+volume's own coordinates (which may start at an offset).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from happyneurons.errors import NotFoundError, TaskError, UserError
+from happyneurons.store.chunks import ENCODINGS, read_box
 from happyneurons.store.cloud import cloud_secrets, cloudpath, volume_errors
 from happyneurons.store.compressed_segmentation import DamagedChunkError, guard_cloudvolume
 from happyneurons.store.documents import Store, local_path, normalize_uri
@@ -95,15 +97,18 @@ class PrecomputedVolume:
         return _triple(np.subtract(self.stop_zyx, self.start_zyx))
 
     def read(self, start_zyx: Sequence[int], stop_zyx: Sequence[int], channel: int = 0) -> np.ndarray:
-        with volume_errors(self.uri, "volume_read"), self._whole(start_zyx, stop_zyx):
-            block = self._cv[_slices(start_zyx, stop_zyx)]
-        return np.ascontiguousarray(np.asarray(block)[..., channel].T)
+        return np.ascontiguousarray(self._box(start_zyx, stop_zyx)[channel])
 
     def read_channels(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
         """(channel, z, y, x) array of a box."""
+        return np.ascontiguousarray(self._box(start_zyx, stop_zyx))
+
+    def _box(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
+        folder, box = local_path(normalize_uri(self.uri.removeprefix("precomputed://"))), None
         with volume_errors(self.uri, "volume_read"), self._whole(start_zyx, stop_zyx):
-            block = self._cv[_slices(start_zyx, stop_zyx)]
-        return np.ascontiguousarray(np.asarray(block).T)
+            if folder is not None:
+                box = read_box(folder, self.scale, self.dtype, self.channels, start_zyx, stop_zyx)
+            return np.asarray(self._cv[_slices(start_zyx, stop_zyx)]).T if box is None else box
 
     @contextlib.contextmanager
     def _whole(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> Iterator[None]:
@@ -148,8 +153,6 @@ class PrecomputedVolume:
                 store.put(path, content)
 
 
-ENCODINGS = (".gz", ".br", ".zstd", ".xz", ".bz2")
-"""Ends of the names of files that CloudVolume has compressed on a file system."""
 LAYOUT = ("encoding", "compressed_segmentation_block_size", "chunk_sizes", "size", "voxel_offset", "sharding")
 """Parts of a scale that say how its chunks' files are made and named."""
 
