@@ -52,6 +52,8 @@ class PrecomputedVolume:
             if mip not in range(self.mips):
                 raise UserError(f"volume {uri}: it has no mip level {mip}")
             scale = scales[mip]
+            if not (isinstance(scale["key"], str) and isinstance(scale["encoding"], str)):
+                raise TypeError("key and encoding")
             self.dtype = np.dtype(self._info["data_type"])
             self.start_zyx: Triple = _triple(scale.get("voxel_offset", (0, 0, 0))[::-1])
             self.stop_zyx: Triple = _triple(np.add(self.start_zyx, _triple(scale["size"][::-1])))
