@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from happyneurons.errors import TaskError
-from happyneurons.store.compressed_segmentation import DamagedChunkError, check_chunk
+from happyneurons.store.compressed_segmentation import check_chunk, guard_cloudvolume
+from happyneurons.store.damage import DamagedChunkError
 from happyneurons.store.documents import Store
 from happyneurons.store.volumes import create_volume, open_volume
 
@@ -74,3 +75,15 @@ def test_a_volume_says_where(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volume.read((0, 0, 0), (64, 64, 64)), labels[:, :, :64])
     with pytest.raises(TaskError, match=r"broken data in the box x 64–128, y 0–64, z 0–64: .*truncated"):
         volume.read((0, 0, 64), (64, 64, 128))
+
+
+def test_cloudvolume_looks_at_them_too() -> None:
+    """It reads what lies on object stores and in shards."""
+    from cloudvolume import chunks
+
+    guard_cloudvolume()
+    array, data = encoded((16, 12, 9, 1), 50, "uint64")
+    wanted = {"encoding": "compressed_segmentation", "shape": array.shape, "dtype": "uint64", "block_size": BLOCK}
+    np.testing.assert_array_equal(chunks.decode(data, **wanted), array)
+    with pytest.raises(DamagedChunkError):
+        chunks.decode(data[:1001], **wanted)

@@ -7,6 +7,7 @@ import errno
 from collections.abc import Iterator, Sequence
 
 from happyneurons.errors import HappyError, StoreAccessError, StoreError, TaskError
+from happyneurons.store.damage import damaged
 
 
 @contextlib.contextmanager
@@ -32,12 +33,6 @@ def writing(where: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise system_error(where, error) from error
-
-
-def damaged(where: str, start_zyx: Sequence[int], stop_zyx: Sequence[int], error: BaseException) -> str:
-    box = f"x {start_zyx[2]}–{stop_zyx[2]}, y {start_zyx[1]}–{stop_zyx[1]}, z {start_zyx[0]}–{stop_zyx[0]}"
-    text = " ".join(str(error).split()) or type(error).__name__
-    return f"{where}: broken data in the box {box}: {text[:300]}"
 
 
 def system_error(where: str, error: OSError) -> HappyError:

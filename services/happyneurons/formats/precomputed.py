@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -61,14 +62,24 @@ class PrecomputedWriter(Writer):
         return triple(shard_xyz(sharding, size, chunk)[::-1])
 
     def write(self, level: int, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
-        PrecomputedVolume(self.location.root, level).write(start_zyx, block_zyx)
+        self._level(level).write(start_zyx, block_zyx)
 
     def adopt(
         self, reader: Reader, at_source_zyx: Sequence[int], start_zyx: Sequence[int], shape: Sequence[int]
     ) -> bool:
         if not isinstance(reader, PrecomputedReader) or tuple(at_source_zyx) != tuple(start_zyx):
             return False
-        return copy_chunks(reader.volume, PrecomputedVolume(self.location.root), start_zyx, shape)
+        return copy_chunks(reader.volume, self._level(0), start_zyx, shape)
 
     def read(self, level: int, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
-        return PrecomputedVolume(self.location.root, level).read(start_zyx, stop_zyx)
+        return self._level(level).read(start_zyx, stop_zyx)
+
+    def _level(self, level: int) -> PrecomputedVolume:
+        if level not in self._opened:
+            self._opened[level] = PrecomputedVolume(self.location.root, level)
+        return self._opened[level]
+
+    @cached_property
+    def _opened(self) -> dict[int, PrecomputedVolume]:
+        """Levels by number, each opened once by a process."""
+        return {}

@@ -12,7 +12,8 @@ import numpy as np
 import tensorstore as ts
 
 from happyneurons.errors import HappyError, StoreAccessError, StoreError, TaskError, UserError
-from happyneurons.formats.damage import damaged, system_error
+from happyneurons.formats.damage import system_error
+from happyneurons.store.damage import damaged
 from happyneurons.store.documents import local_path
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from happyneurons.errors import NotFoundError, TaskError, UserError
 from happyneurons.formats.base import triple
-from happyneurons.formats.damage import damaged
+from happyneurons.store.damage import damaged
 from happyneurons.store.documents import Store
 from happyneurons.store.volumes import Triple
 

@@ -9,17 +9,32 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from happyneurons.store.compressed_segmentation import DamagedChunkError, check_chunk
+from happyneurons.store.compressed_segmentation import check_chunk
+from happyneurons.store.damage import DamagedChunkError
 
 ENCODINGS = (".gz", ".br", ".zstd", ".xz", ".bz2")
 """Ends of the names of files that CloudVolume has compressed on a file system."""
+
+
+def chunks_in(
+    scale: Mapping[str, Any], start_zyx: Sequence[int] | np.ndarray, stop_zyx: Sequence[int] | np.ndarray
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(name, begin, end) of the chunks that a box of one level meets, begin and end in voxels, (z, y, x)."""
+    first = np.array(scale.get("voxel_offset", (0, 0, 0))[::-1], np.int64)
+    end, size = first + scale["size"][::-1], np.array(scale["chunk_sizes"][0][::-1], np.int64)
+    begins = first + (np.asarray(start_zyx) - first) // size * size
+    for corner in product(*(range(int(a), int(b), int(s)) for a, b, s in zip(begins, stop_zyx, size, strict=True))):
+        begin = np.array(corner, np.int64)
+        stop = np.minimum(begin + size, end)
+        yield "_".join(f"{a}-{b}" for a, b in zip(begin[::-1], stop[::-1], strict=True)), begin, stop
 
 
 def read_box(
@@ -38,17 +53,12 @@ def read_box(
     low, high = np.array(start_zyx, np.int64), np.array(stop_zyx, np.int64)
     first = np.array(scale.get("voxel_offset", (0, 0, 0))[::-1], np.int64)
     end = first + scale["size"][::-1]
-    size = np.array(scale["chunk_sizes"][0][::-1], np.int64)
     if scale.get("sharding") or scale["encoding"] not in ("raw", "compressed_segmentation"):
         return None
     if (low < first).any() or (high > end).any() or (low >= high).any():
         return None
     box = np.zeros((channels, *(high - low).tolist()), dtype)
-    begins = first + (low - first) // size * size
-    for corner in product(*(range(int(a), int(b), int(s)) for a, b, s in zip(begins, high, size, strict=True))):
-        begin = np.array(corner, np.int64)
-        stop = np.minimum(begin + size, end)
-        name = "_".join(f"{a}-{b}" for a, b in zip(begin[::-1], stop[::-1], strict=True))
+    for name, begin, stop in chunks_in(scale, low, high):
         try:
             data = _content(folder / scale["key"] / name)
         except _OtherEncodingError:
@@ -65,17 +75,14 @@ class _OtherEncodingError(Exception):
 
 
 def _content(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        pass
     packed = path.with_name(f"{path.name}.gz")
-    try:
-        return gzip.decompress(packed.read_bytes())
-    except FileNotFoundError:
-        pass
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DamagedChunkError(f"{packed.name}: {error}") from None
+    with suppress(FileNotFoundError):
+        return path.read_bytes()
+    with suppress(FileNotFoundError):
+        try:
+            return gzip.decompress(packed.read_bytes())
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DamagedChunkError(f"{packed.name}: {error}") from None
     if any(path.with_name(path.name + end).exists() for end in ENCODINGS):
         raise _OtherEncodingError
     return None

@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from happyneurons.store.damage import DamagedChunkError
+
 BITS = (0, 1, 2, 4, 8, 16, 32)
 TABLE_BITS = 24
-
-
-class DamagedChunkError(ValueError):
-    """A chunk that is not whole."""
 
 
 def check_chunk(data: bytes, shape: Sequence[int], dtype: Any, block_xyz: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ volume's own coordinates (which may start at an offset).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import product
 from typing import Any, Literal, Protocol
@@ -18,9 +18,10 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from happyneurons.errors import NotFoundError, TaskError, UserError
-from happyneurons.store.chunks import ENCODINGS, read_box
+from happyneurons.store.chunks import ENCODINGS, chunks_in, read_box
 from happyneurons.store.cloud import cloud_secrets, cloudpath, volume_errors
-from happyneurons.store.compressed_segmentation import DamagedChunkError, guard_cloudvolume
+from happyneurons.store.compressed_segmentation import guard_cloudvolume
+from happyneurons.store.damage import DamagedChunkError, damaged
 from happyneurons.store.documents import Store, local_path, normalize_uri
 
 Triple = tuple[int, int, int]
@@ -44,6 +45,9 @@ class PrecomputedVolume:
 
     def __init__(self, uri: str, mip: int = 0) -> None:
         self.uri, self.mip = uri, mip
+        self.root = normalize_uri(uri.removeprefix("precomputed://"))
+        self.folder = local_path(self.root)
+        """Where it lies, if it is on a file system."""
         with volume_errors(uri, "volume_open"):
             self._info = _read_info(uri)
         try:
@@ -51,7 +55,7 @@ class PrecomputedVolume:
             self.mips: int = len(scales)
             if mip not in range(self.mips):
                 raise UserError(f"volume {uri}: it has no mip level {mip}")
-            scale = scales[mip]
+            scale: dict[str, Any] = scales[mip]
             if not (isinstance(scale["key"], str) and isinstance(scale["encoding"], str)):
                 raise TypeError("key and encoding")
             self.dtype = np.dtype(self._info["data_type"])
@@ -64,6 +68,8 @@ class PrecomputedVolume:
             self.layer_type = str(self._info["type"])
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UserError(f"volume {uri}: its info file is not that of a precomputed volume ({error!r})") from None
+        self.scale = scale
+        """This level's entry in the volume's `info`."""
 
     @cached_property
     def _cv(self) -> Any:
@@ -82,17 +88,12 @@ class PrecomputedVolume:
     @cached_property
     def shard_zyx(self) -> Triple | None:
         """Edges of the box that one file holds, if the volume is sharded; its grid begins at `start_zyx`."""
-        sharding, scale = self.scale.get("sharding"), self.scale
+        scale, sharding = self.scale, self.scale.get("sharding")
         if sharding is None:
             return None
         from happyneurons.store.image_shards import shard_xyz
 
         return _triple(shard_xyz(sharding, scale["size"], scale["chunk_sizes"][0])[::-1])
-
-    @property
-    def scale(self) -> dict[str, Any]:
-        """This level's entry in the volume's `info`."""
-        return dict(self._info["scales"][self.mip])
 
     @property
     def shape_zyx(self) -> Triple:
@@ -106,21 +107,14 @@ class PrecomputedVolume:
         return np.ascontiguousarray(self._box(start_zyx, stop_zyx))
 
     def _box(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
-        folder, box = local_path(normalize_uri(self.uri.removeprefix("precomputed://"))), None
-        with volume_errors(self.uri, "volume_read"), self._whole(start_zyx, stop_zyx):
-            if folder is not None:
-                box = read_box(folder, self.scale, self.dtype, self.channels, start_zyx, stop_zyx)
-            return np.asarray(self._cv[_slices(start_zyx, stop_zyx)]).T if box is None else box
-
-    @contextlib.contextmanager
-    def _whole(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> Iterator[None]:
-        try:
-            yield
-        except DamagedChunkError as error:
-            box = ", ".join(
-                f"{axis} {a}–{b}" for axis, a, b in zip("xyz", start_zyx[::-1], stop_zyx[::-1], strict=True)
-            )
-            raise TaskError(f"volume {self.uri}: broken data in the box {box}: {error}") from error
+        box = None
+        with volume_errors(self.uri, "volume_read"):
+            try:
+                if self.folder is not None:
+                    box = read_box(self.folder, self.scale, self.dtype, self.channels, start_zyx, stop_zyx)
+                return np.asarray(self._cv[_slices(start_zyx, stop_zyx)]).T if box is None else box
+            except DamagedChunkError as error:
+                raise TaskError(damaged(f"volume {self.uri}", start_zyx, stop_zyx, error)) from error
 
     def write_channels(self, start_zyx: Sequence[int], block: np.ndarray) -> None:
         """Write a (channel, z, y, x) block with all channels; its faces lie as those of `write`."""
@@ -142,7 +136,7 @@ class PrecomputedVolume:
         from happyneurons.store.image_shards import encode_shard
 
         assert self.shard_zyx is not None
-        store = Store(normalize_uri(self.uri.removeprefix("precomputed://")))
+        store = Store(self.root)
         stop = np.add(start_zyx, block_zyx.shape)
         off = [(np.subtract(face, self.start_zyx) % self.shard_zyx != 0) for face in (start_zyx, stop)]
         if off[0].any() or (off[1] & (stop != self.stop_zyx)).any():
@@ -167,30 +161,21 @@ def copy_chunks(
     From file systems only: on object stores a file's compression is not seen by its name. What is not
     there is zeros.
     """
-    scales = [volume.scale for volume in (source, target)]
-    folder = local_path(normalize_uri(source.uri.removeprefix("precomputed://")))
     if (
-        folder is None
-        or scales[1].get("sharding")
+        source.folder is None
+        or target.scale.get("sharding")
         or (source.dtype, source.channels) != (target.dtype, target.channels)
-        or any(scales[0].get(name) != scales[1].get(name) for name in LAYOUT)
+        or any(source.scale.get(name) != target.scale.get(name) for name in LAYOUT)
     ):
         return False
-    stop = np.add(start_zyx, shape_zyx)
-    axes = [
-        [f"{a}-{min(a + size, end)}" for a in range(low, min(int(high), end), size)]
-        for low, high, end, size in zip(
-            start_zyx[::-1], stop[::-1], target.stop_zyx[::-1], target.chunk_zyx[::-1], strict=True
-        )
-    ]
-    chunks = ["_".join(name) for name in product(*axes)]
-    stored = folder / scales[0]["key"]
-    if any((stored / f"{name}{end}").exists() for name in chunks for end in ENCODINGS):
+    names = [name for name, _, _ in chunks_in(target.scale, start_zyx, np.add(start_zyx, shape_zyx))]
+    stored = source.folder / source.scale["key"]
+    if any((stored / f"{name}{end}").exists() for name in names for end in ENCODINGS):
         return False
-    store = Store(normalize_uri(target.uri))
-    for name in chunks:
+    store = Store(target.root)
+    for name in names:
         with contextlib.suppress(FileNotFoundError):
-            store.put(f"{scales[1]['key']}/{name}", (stored / name).read_bytes())
+            store.put(f"{target.scale['key']}/{name}", (stored / name).read_bytes())
     return True
 
 
