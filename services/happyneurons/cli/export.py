@@ -63,9 +63,7 @@ def export(
     that was published. DEST is a folder, s3://…, gs://… or az://…. May be interrupted and given again:
     what is there already is kept.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    from happyneurons.cli.bars import counting_bar
     from happyneurons.export import export_layer
     from happyneurons.export.exporting import KINDS
 
@@ -73,15 +71,10 @@ def export(
     if form == "swc" and lod:
         raise UserError("--lod goes with meshes: skeletons have no levels of detail")
     layer = _layer(source, KINDS[form], only, orchestrator, store)
-    bars = Progress(
-        TextColumn("  {task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn(),
-        transient=True, disable=as_json or not sys.stderr.isatty(), console=Console(file=sys.stderr),
-    )  # fmt: skip
-    with bars:
-        bar = bars.add_task("segments", total=None)
+    with counting_bar("segments", quiet=as_json) as told:
         done = export_layer(
             layer, dest, form, ids=wanted, largest=largest, lod=lod, units=units, force=force, threads=threads,
-            on_segment=lambda n, total: bars.update(bar, completed=n, total=total),
+            on_segment=told,
         )  # fmt: skip
     if as_json:
         print_json({**vars(done), "loops": {i: {"edges": n, "nm": nm} for i, (n, nm) in done.loops.items()}})

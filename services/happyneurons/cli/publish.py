@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,9 +54,7 @@ def publish(
     Only what is new is copied, and every file is read back. Prints a Neuroglancer link; `hpn view URL`
     shows the place, too, beside a run say. May be interrupted and given again.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    from happyneurons.cli.bars import counting_bar
     from happyneurons.cli.view import find_panels
     from happyneurons.publish import public_url, publishable
     from happyneurons.publish import publish as copy
@@ -90,16 +87,11 @@ def publish(
     url = (url or public_url(to) or "").rstrip("/")
     if url and not url.startswith(("https://", "http://")):
         raise UserError(f"--url {url}: expected https://…")
-    bars = Progress(
-        TextColumn("  {task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn(),
-        transient=True, disable=as_json or not sys.stderr.isatty(), console=Console(file=sys.stderr),
-    )  # fmt: skip
-    with bars:
-        bar = bars.add_task("files", total=None)
+    with counting_bar("files", quiet=as_json) as told:
         done = copy(
             layers, to, url=url, title=title if title is not None else panels[0].title, viewer=page or DEMO,
             threads=threads, prune=prune, check=check,
-            on_file=lambda n, total: bars.update(bar, completed=n, total=total),
+            on_file=told,
         )  # fmt: skip
     sent = send() if send is not None else None
     problem = browser_problem(f"{url}/{INDEX}") if url else None

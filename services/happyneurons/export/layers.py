@@ -15,6 +15,7 @@ from happyneurons.errors import HappyError, NotFoundError, TaskError, UserError
 from happyneurons.store.artifacts import Artifact, load_artifact
 from happyneurons.store.cloud import volume_errors
 from happyneurons.store.documents import Store, canonical_json, local_path
+from happyneurons.store.external import LAYER_KINDS
 from happyneurons.store.layers import is_web, open_meshes, open_skeletons
 from happyneurons.store.roots import SECRET, check_open, secret_in
 from happyneurons.store.skeletons import SkeletonLayer
@@ -101,12 +102,8 @@ def artifact_of(uri: str) -> Artifact:
     except (NotFoundError, ValueError):
         raise UserError(f"{address}: no precomputed layer there (info), nor anything that was published") from None
     described = str(info.get("@type", "")) if isinstance(info, dict) else ""
-    if described in (MULTIRES, LEGACY):
-        kind: Any = MESHES
-    elif described == "neuroglancer_skeletons":
-        kind = SKELETONS
-    else:
-        kind = "segmentation" if isinstance(info, dict) and info.get("type") == "segmentation" else "image_volume"
+    labels = isinstance(info, dict) and info.get("type") == "segmentation"
+    kind = LAYER_KINDS.get(described, "segmentation" if labels else "image_volume")
     digest = hashlib.sha256(canonical_json([address, info])).hexdigest()
     return Artifact(kind=kind, uri=address, data_uri=address, digest=digest, properties={"external": True})
 

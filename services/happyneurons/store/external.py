@@ -18,12 +18,12 @@ from happyneurons.errors import NotFoundError, UserError
 from happyneurons.store.artifacts import Artifact, ArtifactKind, Bounds
 from happyneurons.store.documents import Store, canonical_json, local_path, normalize_uri
 
-# What an `info` file says of itself, if it is not a volume's.
-_LAYERS: dict[bytes, ArtifactKind] = {
-    b"neuroglancer_skeletons": "skeleton_layer",
-    b"neuroglancer_multilod_draco": "mesh_layer",
-    b"neuroglancer_legacy_mesh": "mesh_layer",
+LAYER_KINDS: dict[str, ArtifactKind] = {
+    "neuroglancer_skeletons": "skeleton_layer",
+    "neuroglancer_multilod_draco": "mesh_layer",
+    "neuroglancer_legacy_mesh": "mesh_layer",
 }
+"""What an `info` file says of itself (`@type`) if it is not a volume's."""
 
 
 def external_artifact(uri: str) -> Artifact:
@@ -41,8 +41,8 @@ def external_artifact(uri: str) -> Artifact:
     store = Store(data_uri)
     try:
         info = store.get("info")
-        for name, kind in _LAYERS.items():
-            if name in info:
+        for name, kind in LAYER_KINDS.items():
+            if name.encode() in info:
                 return _layer(kind, uri, data_uri, info)
         return _precomputed(uri, data_uri, info)
     except NotFoundError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from happyneurons.errors import UserError
-from happyneurons.imaging.blocks import MIN_BLOCK_VX, Block, BlockGrid, Triple
+from happyneurons.imaging.blocks import Block, BlockGrid, Triple
 from happyneurons.jobs.stage import Context
 from happyneurons.store.artifacts import Bounds
 from happyneurons.store.volumes import Volume, open_volume
@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """volume: the level. low, high: the measured box [low, high), voxels of the level. tree: groups of blocks."""
+    """volume: the level. grid: the measured box [low, high), voxels of the level, and the size of blocks. origin: where
+    blocks are counted from. tree: groups of blocks."""
 
     volume: Volume
-    low_zyx: Triple
-    high_zyx: Triple
-    size_zyx: Triple
+    grid: BlockGrid
     origin_zyx: Triple
 
     @staticmethod
@@ -37,26 +36,25 @@ class Subject:
     @property
     def tree(self) -> GroupTree:
         z, y, x = (
-            -(-(b - a) // s) for a, b, s in zip(self.origin_zyx, self.high_zyx, self.size_zyx, strict=True)
+            -(-(b - a) // s) for a, b, s in zip(self.origin_zyx, self.grid.high_zyx, self.grid.size_zyx, strict=True)
         )  # fmt: skip
         return GroupTree((z, y, x))
 
     def block(self, index_zyx: Triple) -> Block:
         """A block of the grid, which begins at the volume's corner so that blocks and chunks fit, cut by the box."""
-        start = [o + i * s for o, i, s in zip(self.origin_zyx, index_zyx, self.size_zyx, strict=True)]
-        stop = [min(a + s, h) for a, s, h in zip(start, self.size_zyx, self.high_zyx, strict=True)]
-        start = [max(a, low) for a, low in zip(start, self.low_zyx, strict=True)]
+        start = [o + i * s for o, i, s in zip(self.origin_zyx, index_zyx, self.grid.size_zyx, strict=True)]
+        stop = [min(a + s, h) for a, s, h in zip(start, self.grid.size_zyx, self.grid.high_zyx, strict=True)]
+        start = [max(a, low) for a, low in zip(start, self.grid.low_zyx, strict=True)]
         return Block((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
     def read_beyond(self, block: Block) -> np.ndarray:
         """The block's labels with one layer of voxels beyond its far sides, as far as the box goes."""
-        grid = BlockGrid(self.low_zyx, self.high_zyx, self.size_zyx)
-        labels = self.volume.read(block.start_zyx, grid.beyond(block, 1))
+        labels = self.volume.read(block.start_zyx, self.grid.beyond(block, 1))
         return labels.astype(np.uint64) if labels.dtype.kind == "i" else labels
 
     @property
     def bounds(self) -> Bounds:
-        (z0, y0, x0), (z1, y1, x1) = self.low_zyx, self.high_zyx
+        (z0, y0, x0), (z1, y1, x1) = self.grid.low_zyx, self.grid.high_zyx
         return Bounds(minimum_xyz=(x0, y0, z0), maximum_xyz=(x1, y1, z1))
 
 
@@ -78,12 +76,6 @@ def _open(context: Context[Any]) -> Subject:
                 f"{low[::-1]}..{high[::-1]} at mip {params.mip} (xyz)"
             )
         low, high = wanted_low, wanted_high
-    if min(params.block_size_xyz) < MIN_BLOCK_VX:
-        raise UserError(
-            f"params.block_size_xyz: expected at least {MIN_BLOCK_VX} voxels along each axis, "
-            f"got {params.block_size_xyz}"
-        )
-    x, y, z = params.block_size_xyz
-    size = (z, y, x)
-    first = [o + (a - o) // s * s for o, a, s in zip(volume.start_zyx, low, size, strict=True)]
-    return Subject(volume, low, high, size, (first[0], first[1], first[2]))
+    grid = BlockGrid.of(low, high, params.block_size_xyz)
+    first = [o + (a - o) // s * s for o, a, s in zip(volume.start_zyx, low, grid.size_zyx, strict=True)]
+    return Subject(volume, grid, (first[0], first[1], first[2]))
