@@ -295,6 +295,17 @@ class TestDecisions:
         b = self.overlap((9, slice(16, 20), slice(0, 40)))
         assert self.edges(a, b) == []
 
+    def test_two_objects_that_meet_are_not_one(self) -> None:
+        # All that both boxes labelled agrees, but either is mostly where the other box has nothing.
+        a = self.overlap((1, slice(0, 8), slice(0, 40)))
+        b = self.overlap((9, slice(5, 16), slice(0, 40)))
+        assert self.edges(a, b) == []
+        asked = OverlapRules(20, 0.6, 0.2, min_contained_voxels=1000)
+        assert compare(a, b, asked).edges.tolist() == []
+        b = self.overlap((9, slice(4, 16), slice(0, 40)))  # half of 1
+        assert self.edges(a, b) == [[1, 9]]
+        assert compare(a, b, asked).edges.tolist() == [[1, 9]]
+
     def test_too_few_voxels_decide_nothing(self) -> None:
         a = np.zeros((4, 4, 4), np.uint32)
         a[0, :4, :4] = 1

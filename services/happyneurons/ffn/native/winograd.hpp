@@ -162,26 +162,46 @@ inline size_t point_step(const Shape& s) { return size_t(GROUP) * s.channels + (
 
 inline size_t work_floats(const Shape& s) { return (POINTS + 1) * point_step(s); }
 
-inline void gather(const float* in, const Shape& s, const int* tile, bool relu, float* points, int slot) {
+// Inputs (z, y) of one x, transformed along y and z: 25 points.
+inline void transform_column(const float* in, const Shape& s, bool relu, Vector* column) {
+    Vector v[REACH * REACH];
+#pragma GCC unroll 5
+    for (int z = 0; z < REACH; z++)
+#pragma GCC unroll 5
+        for (int y = 0; y < REACH; y++) {
+            const Vector read = load(in + z * s.plane() + y * s.row());
+            v[z * REACH + y] = relu ? positive(read) : read;
+        }
+#pragma GCC unroll 5
+    for (int z = 0; z < REACH; z++) to_points<1>(v + z * REACH);
+#pragma GCC unroll 5
+    for (int y = 0; y < REACH; y++) to_points<REACH>(v + y);
+#pragma GCC unroll 25
+    for (int i = 0; i < REACH * REACH; i++) column[i] = v[i];
+}
+
+// Points of tiles beside one another along x, to slots slot, slot + 1, … Two of the five columns of a tile are those of
+// the tile before it, too, and are not computed again.
+inline void gather(const float* in, const Shape& s, const int* tile, int count, bool relu, float* points, int slot) {
+    const size_t step = point_step(s);
     for (int c = 0; c < s.channels; c += LANES) {
-        Vector v[POINTS];
+        Vector columns[REACH][REACH * REACH];
         const float* corner = in + s.at(tile[0] * TILE, tile[1] * TILE, tile[2] * TILE) + c;
-        for (int z = 0; z < REACH; z++)
-            for (int y = 0; y < REACH; y++) {
-                Vector* line = v + (z * REACH + y) * REACH;
-                const float* p = corner + z * s.plane() + y * s.row();
-                for (int x = 0; x < REACH; x++) {
-                    line[x] = load(p + size_t(x) * s.channels);
-                    if (relu) line[x] = positive(line[x]);
-                }
+        int made = 0;
+        for (int t = 0; t < count; t++) {
+            for (; made < t * TILE + REACH; made++)
+                transform_column(corner + size_t(made) * s.channels, s, relu, columns[made % REACH]);
+            const Vector* column[REACH];
+            for (int x = 0; x < REACH; x++) column[x] = columns[(t * TILE + x) % REACH];
+            float* out = points + size_t(slot + t) * s.channels + c;
+            for (int i = 0; i < REACH * REACH; i++) {
+                Vector line[REACH];
+#pragma GCC unroll 5
+                for (int x = 0; x < REACH; x++) line[x] = column[x][i];
                 to_points<1>(line);
+#pragma GCC unroll 5
+                for (int x = 0; x < REACH; x++, out += step) store(out, line[x]);
             }
-        for (int z = 0; z < REACH; z++)
-            for (int x = 0; x < REACH; x++) to_points<REACH>(v + z * REACH * REACH + x);
-        for (int i = 0; i < REACH * REACH; i++) {
-            to_points<REACH * REACH>(v + i);
-            for (int z = 0; z < REACH; z++)
-                store(points + (z * REACH * REACH + i) * point_step(s) + size_t(slot) * s.channels + c, v[z * REACH * REACH + i]);
         }
     }
 }
@@ -232,7 +252,10 @@ inline void convolve(const float* in, float* out, const Shape& s, const float* k
             tiles[n][1] = t / s.tiles[2] % s.tiles[1];
             tiles[n][2] = t % s.tiles[2];
         }
-        for (int i = 0; i < n; i++) gather(in, s, tiles[i], relu_in, points, i);
+        for (int i = 0, run; i < n; i += run) {
+            for (run = 1; i + run < n && tiles[i + run][2]; run++) {}
+            gather(in, s, tiles[i], run, relu_in, points, i);
+        }
         for (int p = 0; p < POINTS; p++)
             multiply_all(points + p * step, kernels + p * kernel, products + p * step, s.channels);
         for (int i = 0; i < n; i++) scatter(products, i, s, tiles[i], bias, relu_out, add, out);

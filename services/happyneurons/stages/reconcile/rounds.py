@@ -62,7 +62,11 @@ class Overlaps(Round):
 
         params: ReconcileParams = context.params
         rules = OverlapRules(
-            params.min_overlap_voxels, params.min_agreement, params.min_coverage, params.min_contained_voxels
+            params.min_overlap_voxels,
+            params.min_agreement,
+            params.min_coverage,
+            params.min_coverage_of_one,
+            params.min_contained_voxels,
         )
         grid, source = _grid(context), context.input("subvolumes").store()
         z, y, x = task.payload["index_zyx"]

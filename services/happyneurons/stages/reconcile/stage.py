@@ -31,17 +31,24 @@ class ReconcileParams(StageParams):
         le=1.0,
         description="Share of all voxels of a piece that must lie in the other piece; asked of both",
     )
+    min_coverage_of_one: float = Field(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        description="Share of all voxels of one of the two pieces, whichever, that must lie in the other. Two that are "
+        "both mostly where the other subvolume has nothing are rather two objects that meet",
+    )
     min_contained_voxels: int = Field(
         2000,
         ge=0,
         description="Segments that share so many voxels are also joined if only one of the two lies in the other, by "
-        "min_agreement and min_coverage; 0: never. Repairs what one of two subvolumes split, spreads what one of them "
+        "min_agreement and min_coverage_of_one; 0: never. Repairs what one of two subvolumes split, spreads what one of them "
         "merged: higher, or 0, where mergers are common",
     )
     neighbours: Literal["faces", "all"] = Field(
-        "faces",
-        description="Which overlaps give evidence: those of subvolumes beside one another, or also those that share "
-        "only an edge or a corner (small overlaps: weaker evidence, of use where subvolumes are missing)",
+        "all",
+        description="Which overlaps give evidence: those of subvolumes beside one another only, or also those that "
+        "share an edge or a corner: what two subvolumes cannot tell, a third may have seen whole",
     )
     fill: bool = Field(
         True, description="Voxels that their own subvolume left unsegmented take the segment of an overlapping one"
@@ -53,7 +60,7 @@ class ReconcileParams(StageParams):
 
 
 class Reconcile(Stage[ReconcileParams]):
-    name, version = "reconcile", "3"
+    name, version = "reconcile", "4"
     summary = "Joins overlapping subvolumes into one segmentation, the same in any order of tasks"
     Params = ReconcileParams
     inputs = {"subvolumes": InputSpec("subvolumes", "overlapping boxes with ids of their own, from segment")}
