@@ -1,6 +1,6 @@
 """Builds the images: one for each stage and one for the control plane; and SIF files from them.
 
-`make images` and `make sif` call this; containers/README.md explains what comes out.
+`make images`, `make sif` and `make sbom` call this; containers/README.md explains what comes out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from families import HERE, ROOT, Family, family_of, load_families
+from families import HERE, ROOT, Family, family_of, load_families, lock_path
+from sbom import document
 
 CONTROL = "control"
 BASE = "docker.io/library/python:3.11-slim-bookworm"
@@ -233,21 +234,37 @@ def convert(engine: Engine, apptainer: str, image: str, sif: Path) -> None:
     part.rename(sif)
 
 
+def write_sboms(names: Sequence[str], folder: Path) -> None:
+    """The Python packages of families (all, and requirements.lock, if none is named), as this Python installs them."""
+    locks = {family.name: ("container", lock_path(family.name)) for family in wanted_families(names)}
+    if not names:
+        locks["requirements"] = ("application", ROOT / "requirements.lock")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (kind, lock) in locks.items():
+        path = folder / f"{name}.cdx.json"
+        path.write_text(document(name, version(), lock, kind=kind))
+        say(str(path))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="containers/images.py", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("command", choices=["images", "sif"])
+    parser.add_argument("command", choices=["images", "sif", "sbom"])
     parser.add_argument("names", nargs="*", metavar="STAGE", help="stages or families [default: all]")
     parser.add_argument("--engine", choices=["docker", "podman", "buildah"], help="[default: the first that works]")
     parser.add_argument("--prefix", default="happyneurons", help="what image names begin with [default: %(default)s]")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "sif", help="of SIF files [default: build/sif]")
+    parser.add_argument("--folder", type=Path, help="of SIF or SBOM files [default: build/sif, build/sbom]")
     options = parser.parse_args(arguments)
+    folder = options.folder or ROOT / "build" / options.command
     try:
+        if options.command == "sbom":
+            write_sboms(options.names, folder)
+            return 0
         engine = find_engine(options.engine)
         say(f"{options.command} with {engine.program}, version {version()}, revision {revision()}")
         if options.command == "images":
             build_images(engine, options.names, options.prefix)
         else:
-            build_sif(engine, options.names, options.prefix, options.folder)
+            build_sif(engine, options.names, options.prefix, folder)
     except BuildError as error:
         print(f"images: {error}", file=sys.stderr)
         return 2

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from containers.families import family_of
 from containers.images import CONTROL, ROOT, revision, version
 from integration_tests.hpc.images import Images, apptainer
+from packaging.utils import canonicalize_name
 from tests.worker.waiting import wait_for
 
 from happyneurons.acquisition.phantom import make_phantom, write_phantom
@@ -150,6 +152,36 @@ def test_libraries_of_a_family_load(images: Images, stage: str, module: str) -> 
     done = images.run(image, "-c", f"import {module}", options=["--entrypoint=/opt/hpn/bin/python"])
     assert done.returncode == 0, done.stderr
     assert described(images.run(image, "describe").stdout) == [stage]
+
+
+# Distributions that a Python finds; Debian's and the environment's are two.
+DISTRIBUTIONS = """
+import importlib.metadata, json
+print(json.dumps([[d.metadata["Name"], d.version] for d in importlib.metadata.distributions()]))
+"""
+
+
+@pytest.mark.parametrize("stage", ["ingest", "segment", "mesh", CONTROL])
+def test_the_bill_of_materials_names_what_is_in_an_image(images: Images, stage: str) -> None:
+    image = images.image(stage)
+    path = images.inspect(image)["Config"]["Labels"]["happyneurons.sbom"]
+    bom = json.loads(images.run(image, path, options=["--entrypoint=/bin/cat"]).stdout)
+    assert (
+        bom["metadata"]["component"]["name"] == f"happyneurons/{stage if stage == CONTROL else family_of(stage).name}"
+    )
+    listed: dict[str, set[tuple[str, str]]] = {}
+    for part in bom["components"]:
+        listed.setdefault(part["purl"].split("/")[0], set()).add((part["name"], part["version"]))
+    found: set[tuple[str, str]] = set()
+    for python in ("/opt/hpn/bin/python", "/usr/local/bin/python3"):
+        done = images.run(image, "-c", DISTRIBUTIONS, options=[f"--entrypoint={python}"])
+        found |= {(canonicalize_name(name), version) for name, version in json.loads(done.stdout)}
+    assert listed["pkg:pypi"] == found
+    assert ("happyneurons", version()) in found
+    fields = ["-W", "-f", "${Package} ${Version}\\n"]
+    packages = images.run(image, *fields, options=["--entrypoint=/usr/bin/dpkg-query"]).stdout.splitlines()
+    assert listed["pkg:deb"] == {tuple(line.split()) for line in packages} != set()
+    assert [part["name"] for part in bom["components"] if "licenses" not in part and "pkg:pypi" in part["purl"]] == []
 
 
 def test_kernels_of_networks_are_built_for_the_same_processors_as_here(images: Images, ingest_image: str) -> None:
