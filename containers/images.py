@@ -50,6 +50,12 @@ def revision() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def committed() -> int:
+    """When the working tree's commit was made: seconds since 1970, 0 where that is not known."""
+    done = subprocess.run(["git", "-C", str(ROOT), "log", "-1", "--format=%ct"], capture_output=True, text=True)
+    return int(done.stdout or 0)
+
+
 class Engine:
     """docker, podman or buildah."""
 
@@ -92,15 +98,7 @@ class Engine:
 
     def build_family(self, family: Family, image: str) -> None:
         """Build the image of a whole family, or of the control plane."""
-        arguments = {
-            "PACKAGES": family.packages_from or family.name,
-            "FAMILY": family.name,
-            "NAME": family.name,
-            "STAGES": ",".join(family.stages),
-            "LICENSES": family.licenses,
-            "VERSION": version(),
-            "REVISION": revision(),
-        }
+        arguments = {"PACKAGES": family.packages_from or family.name, "FAMILY": family.name, "VERSION": version()}
         options = ["--file", str(HERE / "Dockerfile"), "--target", "control" if family.name == CONTROL else "stage"]
         for name in PROXIES:
             if name in os.environ:
@@ -109,11 +107,22 @@ class Engine:
             if path.exists():
                 options += ["--secret", f"id={name},src={path}"]
         self._build(image, options, arguments, ROOT)
+        self.name(image, image, family.name, family.stages, family.licenses)
 
-    def build_stage(self, stage: str, image: str, family_image: str) -> None:
-        """Build the image of a stage from its family's: a second, as nothing is copied."""
-        arguments = {"FAMILY_IMAGE": family_image, "NAME": stage, "STAGES": stage}
-        self._build(image, ["--file", str(HERE / "Dockerfile.stage")], arguments, HERE / "locks")
+    def name(self, image: str, of: str, name: str, stages: Sequence[str], licenses: str) -> None:
+        """Make an image of another one (or of itself) that says what it is and offers these stages: a second."""
+        arguments = {
+            "IMAGE": of,
+            "NAME": name,
+            "STAGES": ",".join(stages),
+            "LICENSES": licenses,
+            "VERSION": version(),
+            "REVISION": revision(),
+        }
+        options = ["--file", str(HERE / "Dockerfile.names")]
+        if self.program != "docker":
+            options += ["--no-cache", f"--timestamp={committed()}"]  # the same image is made, and known as the same
+        self._build(image, options, arguments, HERE / "locks")
 
     def _build(self, image: str, options: Sequence[str], arguments: Mapping[str, str], context: Path) -> None:
         command = ["build", "--network=host", "--tag", image, *options]
@@ -175,7 +184,7 @@ def build_images(engine: Engine, names: Sequence[str], prefix: str) -> dict[str,
         for stage in family.stages:
             if stage in names or family.name in names or not names:
                 built[stage] = image_name(prefix, stage)
-                engine.build_stage(stage, built[stage], built[family.name])
+                engine.name(built[stage], built[family.name], stage, [stage], family.licenses)
                 say(built[stage])
     return built
 

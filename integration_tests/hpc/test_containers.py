@@ -121,6 +121,21 @@ def test_an_image_describes_its_stage_and_no_other(images: Images, ingest_image:
     assert "no stage named 'montage'; there are ingest" in images.run(ingest_image, "describe", "montage").stderr
 
 
+@pytest.mark.parametrize("stage", ["ingest", "montage"])
+def test_each_image_of_a_family_offers_its_own_stage(images: Images, ingest_image: str, stage: str) -> None:
+    """Not the one that was built first: podman's cache took one for the other."""
+    image = images.image(stage)
+    assert described(images.run(image, "describe").stdout) == [stage]
+    labels = images.inspect(image)["Config"]["Labels"]
+    assert (labels["happyneurons.stages"], labels["org.opencontainers.image.title"]) == (stage, f"HAPPYNeurons {stage}")
+
+
+def test_an_image_that_is_built_again_is_the_same(images: Images, ingest_image: str) -> None:
+    before = images.engine.image_id(ingest_image)
+    images.build("ingest")
+    assert images.engine.image_id(ingest_image) == before
+
+
 def test_labels_name_version_and_commit(images: Images, ingest_image: str) -> None:
     config = images.inspect(ingest_image)["Config"]
     labels = {k.rpartition(".")[2]: v for k, v in config["Labels"].items() if k.startswith("org.opencontainers.image.")}

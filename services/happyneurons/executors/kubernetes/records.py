@@ -96,7 +96,8 @@ def _read_job(job: Record, pod: Record | None) -> KubernetesJob:
         name=metadata["name"], uri=notes.get(JOB_URI, ""), cores=int(notes.get(CORES, 1)),
         memory_gb=float(notes.get(MEMORY_GB, 0)), turn=int(notes.get(SUBMITTED, 0)),
         cancelled=float(notes.get(CANCELLED, 0)), suspended=bool(job["spec"].get("suspend")),
-        alive=int(status.get("active") or 0) + int(status.get("terminating") or 0), ended=ended, message=message, pod=pod,
+        alive=int(status.get("active") or 0) + int(status.get("terminating") or 0),
+        ended=ended, message=message, pod=pod,
     )  # fmt: skip
 
 
