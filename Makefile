@@ -126,12 +126,8 @@ lock: ## renew requirements.lock and containers/locks from pyproject.toml (LOCK_
 LOCKS := requirements.lock $(filter-out %/tools.lock,$(wildcard containers/locks/*.lock))
 
 .PHONY: sbom
-sbom: $(STAMP) ## what each image is made of, as CycloneDX: build/sbom/*.cdx.json
-	@mkdir -p build/sbom
-	@for lock in $(LOCKS); do \
-	    file=build/sbom/$$(basename $$lock .lock).cdx.json; echo "→ $$file"; \
-	    PYTHONWARNINGS=ignore $(BIN)/uv tool run -q --from 'cyclonedx-bom>=7,<8' cyclonedx-py requirements $$lock \
-	        --of JSON --output-reproducible -o $$file; done
+sbom: $(STAMP) ## Python packages of each lock, as CycloneDX: build/sbom (images hold their own, with the system's)
+	@$(BIN)/python containers/images.py sbom $(STAGES)
 
 # --strict: a package that the service does not know is a failure, not a line in passing. AUDIT_ARGS="-s osv": another.
 .PHONY: audit

@@ -1,6 +1,6 @@
 """Builds the images: one for each stage and one for the control plane; and SIF files from them.
 
-`make images` and `make sif` call this; containers/README.md explains what comes out.
+`make images`, `make sif` and `make sbom` call this; containers/README.md explains what comes out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from families import HERE, ROOT, Family, family_of, load_families
+from families import HERE, ROOT, Family, family_of, load_families, lock_path
+from sbom import document
 
 CONTROL = "control"
 BASE = "docker.io/library/python:3.11-slim-bookworm"
@@ -47,6 +48,12 @@ def revision() -> str:
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
+
+
+def committed() -> int:
+    """When the working tree's commit was made: seconds since 1970, 0 where that is not known."""
+    done = subprocess.run(["git", "-C", str(ROOT), "log", "-1", "--format=%ct"], capture_output=True, text=True)
+    return int(done.stdout or 0)
 
 
 class Engine:
@@ -91,15 +98,7 @@ class Engine:
 
     def build_family(self, family: Family, image: str) -> None:
         """Build the image of a whole family, or of the control plane."""
-        arguments = {
-            "PACKAGES": family.packages_from or family.name,
-            "FAMILY": family.name,
-            "NAME": family.name,
-            "STAGES": ",".join(family.stages),
-            "LICENSES": family.licenses,
-            "VERSION": version(),
-            "REVISION": revision(),
-        }
+        arguments = {"PACKAGES": family.packages_from or family.name, "FAMILY": family.name, "VERSION": version()}
         options = ["--file", str(HERE / "Dockerfile"), "--target", "control" if family.name == CONTROL else "stage"]
         for name in PROXIES:
             if name in os.environ:
@@ -108,11 +107,22 @@ class Engine:
             if path.exists():
                 options += ["--secret", f"id={name},src={path}"]
         self._build(image, options, arguments, ROOT)
+        self.name(image, image, family.name, family.stages, family.licenses)
 
-    def build_stage(self, stage: str, image: str, family_image: str) -> None:
-        """Build the image of a stage from its family's: a second, as nothing is copied."""
-        arguments = {"FAMILY_IMAGE": family_image, "NAME": stage, "STAGES": stage}
-        self._build(image, ["--file", str(HERE / "Dockerfile.stage")], arguments, HERE / "locks")
+    def name(self, image: str, of: str, name: str, stages: Sequence[str], licenses: str) -> None:
+        """Make an image of another one (or of itself) that says what it is and offers these stages: a second."""
+        arguments = {
+            "IMAGE": of,
+            "NAME": name,
+            "STAGES": ",".join(stages),
+            "LICENSES": licenses,
+            "VERSION": version(),
+            "REVISION": revision(),
+        }
+        options = ["--file", str(HERE / "Dockerfile.names")]
+        if self.program != "docker":
+            options += ["--no-cache", f"--timestamp={committed()}"]  # the same image is made, and known as the same
+        self._build(image, options, arguments, HERE / "locks")
 
     def _build(self, image: str, options: Sequence[str], arguments: Mapping[str, str], context: Path) -> None:
         command = ["build", "--network=host", "--tag", image, *options]
@@ -174,7 +184,7 @@ def build_images(engine: Engine, names: Sequence[str], prefix: str) -> dict[str,
         for stage in family.stages:
             if stage in names or family.name in names or not names:
                 built[stage] = image_name(prefix, stage)
-                engine.build_stage(stage, built[stage], built[family.name])
+                engine.name(built[stage], built[family.name], stage, [stage], family.licenses)
                 say(built[stage])
     return built
 
@@ -233,21 +243,37 @@ def convert(engine: Engine, apptainer: str, image: str, sif: Path) -> None:
     part.rename(sif)
 
 
+def write_sboms(names: Sequence[str], folder: Path) -> None:
+    """The Python packages of families (all, and requirements.lock, if none is named), as this Python installs them."""
+    locks = {family.name: ("container", lock_path(family.name)) for family in wanted_families(names)}
+    if not names:
+        locks["requirements"] = ("application", ROOT / "requirements.lock")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (kind, lock) in locks.items():
+        path = folder / f"{name}.cdx.json"
+        path.write_text(document(name, version(), lock, kind=kind))
+        say(str(path))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="containers/images.py", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("command", choices=["images", "sif"])
+    parser.add_argument("command", choices=["images", "sif", "sbom"])
     parser.add_argument("names", nargs="*", metavar="STAGE", help="stages or families [default: all]")
     parser.add_argument("--engine", choices=["docker", "podman", "buildah"], help="[default: the first that works]")
     parser.add_argument("--prefix", default="happyneurons", help="what image names begin with [default: %(default)s]")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "sif", help="of SIF files [default: build/sif]")
+    parser.add_argument("--folder", type=Path, help="of SIF or SBOM files [default: build/sif, build/sbom]")
     options = parser.parse_args(arguments)
+    folder = options.folder or ROOT / "build" / options.command
     try:
+        if options.command == "sbom":
+            write_sboms(options.names, folder)
+            return 0
         engine = find_engine(options.engine)
         say(f"{options.command} with {engine.program}, version {version()}, revision {revision()}")
         if options.command == "images":
             build_images(engine, options.names, options.prefix)
         else:
-            build_sif(engine, options.names, options.prefix, options.folder)
+            build_sif(engine, options.names, options.prefix, folder)
     except BuildError as error:
         print(f"images: {error}", file=sys.stderr)
         return 2

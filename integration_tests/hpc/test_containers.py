@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from containers.families import family_of
 from containers.images import CONTROL, ROOT, revision, version
 from integration_tests.hpc.images import Images, apptainer
+from packaging.utils import canonicalize_name
 from tests.worker.waiting import wait_for
 
 from happyneurons.acquisition.phantom import make_phantom, write_phantom
@@ -119,6 +121,21 @@ def test_an_image_describes_its_stage_and_no_other(images: Images, ingest_image:
     assert "no stage named 'montage'; there are ingest" in images.run(ingest_image, "describe", "montage").stderr
 
 
+@pytest.mark.parametrize("stage", ["ingest", "montage"])
+def test_each_image_of_a_family_offers_its_own_stage(images: Images, ingest_image: str, stage: str) -> None:
+    """Not the one that was built first: podman's cache took one for the other."""
+    image = images.image(stage)
+    assert described(images.run(image, "describe").stdout) == [stage]
+    labels = images.inspect(image)["Config"]["Labels"]
+    assert (labels["happyneurons.stages"], labels["org.opencontainers.image.title"]) == (stage, f"HAPPYNeurons {stage}")
+
+
+def test_an_image_that_is_built_again_is_the_same(images: Images, ingest_image: str) -> None:
+    before = images.engine.image_id(ingest_image)
+    images.build("ingest")
+    assert images.engine.image_id(ingest_image) == before
+
+
 def test_labels_name_version_and_commit(images: Images, ingest_image: str) -> None:
     config = images.inspect(ingest_image)["Config"]
     labels = {k.rpartition(".")[2]: v for k, v in config["Labels"].items() if k.startswith("org.opencontainers.image.")}
@@ -150,6 +167,35 @@ def test_libraries_of_a_family_load(images: Images, stage: str, module: str) -> 
     done = images.run(image, "-c", f"import {module}", options=["--entrypoint=/opt/hpn/bin/python"])
     assert done.returncode == 0, done.stderr
     assert described(images.run(image, "describe").stdout) == [stage]
+
+
+# Distributions that a Python finds; Debian's and the environment's are two.
+DISTRIBUTIONS = """
+import importlib.metadata, json
+print(json.dumps([[d.metadata["Name"], d.version] for d in importlib.metadata.distributions()]))
+"""
+
+
+@pytest.mark.parametrize("stage", ["ingest", "segment", "mesh", CONTROL])
+def test_the_bill_of_materials_names_what_is_in_an_image(images: Images, stage: str) -> None:
+    image = images.image(stage)
+    path = images.inspect(image)["Config"]["Labels"]["happyneurons.sbom"]
+    bom = json.loads(images.run(image, path, options=["--entrypoint=/bin/cat"]).stdout)
+    family = CONTROL if stage == CONTROL else family_of(stage).name
+    assert bom["metadata"]["component"]["name"] == f"happyneurons/{family}"
+    listed: dict[str, set[tuple[str, str]]] = {}
+    for part in bom["components"]:
+        listed.setdefault(part["purl"].split("/")[0], set()).add((part["name"], part["version"]))
+    found: set[tuple[str, str]] = set()
+    for python in ("/opt/hpn/bin/python", "/usr/local/bin/python3"):
+        done = images.run(image, "-c", DISTRIBUTIONS, options=[f"--entrypoint={python}"])
+        found |= {(canonicalize_name(name), version) for name, version in json.loads(done.stdout)}
+    assert listed["pkg:pypi"] == found
+    assert ("happyneurons", version()) in found
+    fields = ["-W", "-f", "${Package} ${Version}\\n"]
+    packages = images.run(image, *fields, options=["--entrypoint=/usr/bin/dpkg-query"]).stdout.splitlines()
+    assert listed["pkg:deb"] == {tuple(line.split()) for line in packages} != set()
+    assert {"happyneurons", "numpy", "pip"} <= {part["name"] for part in bom["components"] if "licenses" in part}
 
 
 def test_kernels_of_networks_are_built_for_the_same_processors_as_here(images: Images, ingest_image: str) -> None:

@@ -291,10 +291,12 @@ class StandIn:
             if not self.pods[pod]["metadata"].get("deletionTimestamp"):
                 self.pods[pod]["metadata"]["deletionTimestamp"] = _now()
                 process.terminate()
+                # `active` leaves out what is being ended, though its container still runs.
+                self.jobs[job]["status"] |= {"active": 0, "terminating": 1}
             return
         self._processes.pop(pod, None)
         self.pods.pop(pod)
-        self.jobs[job]["status"]["active"] = 0
+        self.jobs[job]["status"] |= {"active": 0, "terminating": 0}
 
 
 def _merge(old: Any, patch: Any) -> Any:

@@ -122,6 +122,24 @@ def test_a_lost_pod_is_a_lost_attempt_and_nothing_else(
     assert attempt_numbers(store, key) == [1, 2]
 
 
+def test_a_cancelled_job_keeps_its_cores_until_its_pod_has_ended(
+    cluster: StandIn, site: Site, control: Path, new_job: Callable[..., str]
+) -> None:
+    """Its container goes on while it drains, though Kubernetes counts its pod as active no more."""
+    running = site.submit(new_job(tasks=1, behaviour={"0": "block"}), ALL)
+    wait_for(lambda: list(control.glob("started-0-*")), "task 0")
+    waiting = site.submit(new_job(tasks=2), ALL)
+    site.executor.cancel(running)
+    wait_for(lambda: cluster.jobs[running]["status"].get("terminating"), "its pod to be told")
+    assert cluster.jobs[running]["status"]["active"] == 0
+    assert site.executor.capacity().problem == ""  # it has looked anew
+    assert site.state(running) is ProcessState.RUNNING
+    assert cluster.jobs[waiting]["spec"]["suspend"]
+    (control / "release").touch()
+    assert site.ended(running).exit_code == EXIT_TRY_AGAIN
+    assert site.ended(waiting).exit_code == EXIT_OK
+
+
 def test_what_a_crash_printed_is_kept_beside_the_attempt(site: Site, store: Store, new_job: Callable[..., str]) -> None:
     key = new_job(tasks=1, behaviour={"0": "user"})
     handle = site.submit(key)

@@ -177,7 +177,7 @@ class KubernetesExecutor:
     def _sweep(self) -> None:
         """Cancelled Jobs are suspended, not over: Kubernetes would keep them for ever."""
         for job in self._jobs.values():
-            if job.cancelled and not job.active and time.time() - job.cancelled > self.access.keep_finished_s:
+            if job.cancelled and not job.alive and time.time() - job.cancelled > self.access.keep_finished_s:
                 self._cluster.delete_job(job.name)
 
     def _report(self, handle: str) -> ProcessReport:

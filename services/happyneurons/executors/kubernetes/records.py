@@ -24,8 +24,9 @@ class KubernetesJob:
     cancelled: float
     """Seconds since 1970; 0: not."""
     suspended: bool
-    active: int
-    """Pods that are not over, as the Job's status counts them."""
+    alive: int
+    """Pods that are not over. Those that are being ended, which may drain for a minute, are among them: the Job's
+    status counts them apart (`active`, `terminating`)."""
     ended: str
     """Complete, Failed or Deleted; empty while it is not over."""
     message: str
@@ -39,7 +40,7 @@ class KubernetesJob:
     @property
     def holds(self) -> bool:
         """Whether cores are, or will be, in use by it."""
-        return not self.ended and (not self.suspended or self.active > 0)
+        return not self.ended and (not self.suspended or self.alive > 0)
 
     def report(self) -> ProcessReport:
         """Where its processes are."""
@@ -48,7 +49,7 @@ class KubernetesJob:
         if self.ended:
             code, detail = _exit(self.pod)
             return ProcessReport(ProcessState.EXITED, EXIT_TRY_AGAIN if code is None else code, detail or self.message)
-        if self.cancelled and not self.active:
+        if self.cancelled and not self.alive:
             return ProcessReport(ProcessState.EXITED, EXIT_TRY_AGAIN, "cancelled")
         if self.pod is not None and (self.pod.get("status") or {}).get("phase") == "Running":
             return ProcessReport(ProcessState.RUNNING)
@@ -95,7 +96,8 @@ def _read_job(job: Record, pod: Record | None) -> KubernetesJob:
         name=metadata["name"], uri=notes.get(JOB_URI, ""), cores=int(notes.get(CORES, 1)),
         memory_gb=float(notes.get(MEMORY_GB, 0)), turn=int(notes.get(SUBMITTED, 0)),
         cancelled=float(notes.get(CANCELLED, 0)), suspended=bool(job["spec"].get("suspend")),
-        active=int(status.get("active") or 0), ended=ended, message=message, pod=pod,
+        alive=int(status.get("active") or 0) + int(status.get("terminating") or 0),
+        ended=ended, message=message, pod=pod,
     )  # fmt: skip
 
 
