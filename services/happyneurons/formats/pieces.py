@@ -1,0 +1,31 @@
+"""A box read and worked on in pieces, by several threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from happyneurons.formats.blocks import Box
+from happyneurons.store.volumes import Triple
+
+Result = TypeVar("Result")
+
+
+def in_threads(work: Callable[[Triple, Triple], Result], boxes: Iterable[Box], threads: int) -> Iterator[Result]:
+    """`work` of each box, in their order; no more than two boxes a thread are begun before they are asked for.
+
+    What a piece raises is raised where its result would have come; those not begun by then are left.
+    """
+    begun: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads, "pieces") as pool:
+        try:
+            for box in boxes:
+                begun.append(pool.submit(work, *box))
+                if len(begun) > 2 * threads:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
