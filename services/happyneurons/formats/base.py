@@ -101,6 +101,8 @@ class WriteOptions:
     """Edge of what one file holds, where a file holds several chunks; a power of two."""
     compress: bool = True
     threads: int = 1
+    gzip: bool = False
+    """Whether chunks of HDF5 files are compressed by it."""
     shard_bytes: int = 0
     """Most bytes of voxels in a file of a precomputed volume; 0: a file a chunk."""
 
@@ -164,12 +166,12 @@ class Writer(ABC):
     @abstractmethod
     def write(self, level: int, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None: ...
 
-    def piece_zyx(self, level: int) -> Triple:
-        """What `write_from` asks for at once: pieces on the grid of the units, if smaller than a unit."""
-        return self.unit_zyx(level)
+    def piece_zyx(self, level: int) -> Triple | None:
+        """What `write_from` asks for at once, on the grid of the units; None: for the whole box."""
+        return None
 
     def write_from(self, level: int, start_zyx: Triple, stop_zyx: Triple, read: ReadPiece) -> None:
-        """`write` of a box whose voxels `read` gives: piece by piece if the format can be written so."""
+        """`write` of a box whose voxels `read` gives: by pieces, some threads at a time, where there are pieces."""
         self.write(level, start_zyx, read(start_zyx, stop_zyx))
 
     def adopt(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
+
+from happyneurons.formats.base import Writer, triple
 from happyneurons.formats.blocks import Box
 from happyneurons.store.volumes import Triple
 
@@ -29,3 +32,12 @@ def in_threads(work: Callable[[Triple, Triple], Result], boxes: Iterable[Box], t
                 yield begun.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def write_block(writer: Writer, level: int, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
+    """`write` by `write_from`."""
+
+    def read(low: Triple, high: Triple) -> np.ndarray:
+        return block_zyx[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, start_zyx, strict=True))]
+
+    writer.write_from(level, triple(start_zyx), triple(np.add(start_zyx, block_zyx.shape)), read)

@@ -28,6 +28,7 @@ from happyneurons.formats.base import (
     triple,
 )
 from happyneurons.formats.location import Location, inside, read_json
+from happyneurons.formats.pieces import write_block
 from happyneurons.formats.wkw import BLOCK_PX, LZ4, RAW, Header, encode_file, file_path, read_box, read_header
 from happyneurons.store.documents import Store
 from happyneurons.store.volumes import Triple
@@ -311,8 +312,6 @@ class Zarr3Writer(_DatasetWriter):
         return (self._shards(level).piece_px,) * 3
 
     def write(self, level: int, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
-        from happyneurons.formats.zarr3_shards import write_block
-
         write_block(self, level, start_zyx, block_zyx)
 
     def write_from(self, level: int, start_zyx: Triple, stop_zyx: Triple, read: ReadPiece) -> None:

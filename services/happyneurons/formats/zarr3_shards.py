@@ -16,7 +16,7 @@ import crc32c
 import numpy as np
 import zstandard
 
-from happyneurons.formats.base import ReadPiece, Writer, triple
+from happyneurons.formats.base import ReadPiece, triple
 from happyneurons.formats.blocks import boxes
 from happyneurons.formats.pieces import in_threads
 from happyneurons.store.documents import Store
@@ -98,12 +98,3 @@ class Shards:
             offset += len(chunks[number])
         table = index.tobytes()
         return b"".join([*(chunks[n] for n in numbers), table, crc32c.crc32c(table).to_bytes(4, "little")])
-
-
-def write_block(writer: Writer, level: int, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
-    """`write` by `write_from`."""
-
-    def read(low: Triple, high: Triple) -> np.ndarray:
-        return block_zyx[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, start_zyx, strict=True))]
-
-    writer.write_from(level, triple(start_zyx), triple(np.add(start_zyx, block_zyx.shape)), read)

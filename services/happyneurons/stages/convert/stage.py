@@ -60,7 +60,10 @@ def _writer(context: Context[ConvertParams]) -> Writer:
     def make() -> Writer:
         params, plan = context.params, _plan(context)
         shard_bytes = params.task_mb * 1_000_000 if params.sharded else 0
-        options = WriteOptions(params.chunk_px, params.shard_px, params.compress, context.threads, shard_bytes)
+        options = WriteOptions(
+            params.chunk_px, params.shard_px, params.compress, context.threads, params.hdf5_compression == "gzip",
+            shard_bytes,
+        )  # fmt: skip
         return make_writer(_target(context), params.format, plan.levels, options)
 
     writer: Writer = context.once("writer", make)
@@ -109,7 +112,8 @@ class WriteBlocks(Round):
         shape = _shape(context, 0, context.params.task_mb * 1_000_000 // PARTS)
         parts = list(boxes(triple(first), triple(last), writer.grid_zyx(0), shape))
         at_source = _plan(context).at_source(writer.grid_zyx(0))
-        in_pieces = _reader(context).in_pieces(at_source, writer.piece_zyx(0))
+        piece = writer.piece_zyx(0)
+        in_pieces = piece is not None and _reader(context).in_pieces(at_source, piece)
         found = (_write_pieces if in_pieces else _write_parts)(context, parts)
         return _result(context, 0, first, last, found)
 
@@ -142,6 +146,8 @@ def _write_pieces(context: Context[ConvertParams], parts: Sequence[Box]) -> int:
 
     plan, reader, writer = _plan(context), _reader(context), _writer(context)
     dtype, threads = plan.levels[0].dtype, max(2, context.threads)
+    piece = writer.piece_zyx(0)
+    assert piece is not None
     found: list[int] = []  # appended to by several threads
 
     def read(start: Triple, stop: Triple) -> np.ndarray:
@@ -151,7 +157,7 @@ def _write_pieces(context: Context[ConvertParams], parts: Sequence[Box]) -> int:
         return block
 
     for start, stop in parts:
-        pieces = list(boxes(start, stop, writer.grid_zyx(0), writer.piece_zyx(0)))
+        pieces = list(boxes(start, stop, writer.grid_zyx(0), piece))
         shape = np.subtract(stop, start).tolist()
 
         def check(pieces: Sequence[Box] = pieces) -> None:
@@ -160,8 +166,10 @@ def _write_pieces(context: Context[ConvertParams], parts: Sequence[Box]) -> int:
         if reader.dtype != dtype or not writer.adopt(reader, plan.at_source(start), start, shape, check):
             writer.write_from(0, start, stop, read)
         if context.params.verify:
+            written = writer.read(0, start, stop)
             for low, high in pieces:
-                _verify(context, 0, low, read(low, high))
+                at = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, start, strict=True))
+                _compare(context, low, written[at], read(low, high))
     return max(found)
 
 
@@ -220,13 +228,17 @@ def _shape(context: Context[ConvertParams], level: int, limit_bytes: int) -> Tri
 
 def _verify(context: Context[ConvertParams], level: int, start: Sequence[int], block: np.ndarray) -> None:
     """Look at what was written of a block once more, if asked. Raises TaskError."""
+    if context.params.verify:
+        stop = [a + n for a, n in zip(start, block.shape, strict=True)]
+        _compare(context, start, _writer(context).read(level, start, stop), block)
+
+
+def _compare(context: Context[ConvertParams], start: Sequence[int], found: np.ndarray, block: np.ndarray) -> None:
     import numpy as np
 
-    if not context.params.verify:
-        return
-    writer, stop = _writer(context), [a + n for a, n in zip(start, block.shape, strict=True)]
-    if not np.array_equal(writer.read(level, start, stop), block, equal_nan=block.dtype.kind == "f"):
-        raise TaskError(f"{writer.location}: the box from {start} (zyx) reads otherwise than it was written")
+    if not np.array_equal(found, block, equal_nan=block.dtype.kind == "f"):
+        where = _writer(context).location
+        raise TaskError(f"{where}: the box from {tuple(start)} (zyx) reads otherwise than it was written")
 
 
 def _largest_in(context: Context[ConvertParams], block: np.ndarray) -> int:
