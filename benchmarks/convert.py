@@ -3,15 +3,15 @@
 usage: PYTHONPATH=services python benchmarks/convert.py [--data ../shared/data] [--rounds 3] [--tile 1]
        [--labels uint32] [--peer-threads 1] [--only PART] [--webknossos-python VENV/bin/python]
 
-Image and labels of FIB-25 (repeated `--tile` times along z), from and to formats that a peer converts,
-too: igneous transfers precomputed volumes, tensorstore copies arrays of Zarr 3, webknossos copies
-datasets from WKW to Zarr 3 and back. Ours is the whole job with its journal, in this process; theirs is
-the call, in this process or in one of the environment given, without its start. Ours has a thread that reads and
-one that writes; tensorstore has `--peer-threads` for both, the others say nothing about theirs. Where the source has
-shards of half the edge, no file can be taken over ("encoded again"). Sources and targets lie on the same file system;
-a round is ours, then theirs. Prints a line of JSON a case: MB of voxels a second, and how many times faster ours was
-(median, least, most), by the clock and by seconds of CPU (these only where both run in this process; on machines that
-do other work, too, they say more). Every target is read back and compared.
+Image and labels of FIB-25 (repeated `--tile` times along z), from and to formats that a peer converts, too: igneous
+transfers precomputed volumes, tensorstore copies arrays of Zarr 3, h5py writes compressed HDF5, webknossos copies
+datasets from WKW to Zarr 3 and back. Ours is the whole job with its journal, in this process; theirs is the call, in
+this process or in one of the environment given, without its start. Ours has two threads that read and write;
+tensorstore has `--peer-threads` for each, the others say nothing about theirs. Where the source has shards of half the
+edge, no file can be taken over ("encoded again"). Sources and targets lie on the same file system; a round is ours,
+then theirs. Prints a line of JSON a case: MB of voxels a second, and how many times faster ours was (median, least,
+most), by the clock and by seconds of CPU (these only where both run in this process; on machines that do other work,
+too, they say more). Every target is read back and compared.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def write(path: Path, name: str, array: np.ndarray, shard_px: int) -> str:
 def ours(source: str, target: Path, name: str, folder: Path) -> float:
     begin = time.perf_counter()
     params = {"source": source, "target": str(target), "format": name, "chunk_px": CHUNK_PX, "shard_px": SHARD_PX}
+    params |= {"hdf5_compression": "gzip"} if name == "hdf5" else {}
     run_stage(Store((folder / f"{target.name}.job").as_uri()), "convert", params=params)
     return time.perf_counter() - begin
 
@@ -98,12 +99,27 @@ def tensorstore(source: str, target: Path, threads: int) -> float:
     context = ts.Context({"data_copy_concurrency": {"limit": threads}, "file_io_sync": False})
     folder = Location.parse(source).path
     copy = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder}/0/"}}
-    array = ts.open(copy, context=context).result()
+    array: Any = ts.open(copy, context=context).result()
     new = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{target}/0/"}}
     schema = {"rank": 3, "dtype": array.dtype.name, "domain": array.domain.to_json(), "codec": array.codec.to_json()}
     schema["chunk_layout"] = {"write_chunk": {"shape": [SHARD_PX] * 3}, "read_chunk": {"shape": [CHUNK_PX] * 3}}
     made = ts.open({**new, "schema": schema}, context=context, create=True).result()
     made.write(array).result()
+    return time.perf_counter() - begin
+
+
+def plain_h5py(source: str, target: Path) -> float:
+    """What one writes with h5py: sections as deep as a chunk, compressed as ours are."""
+    begin = time.perf_counter()
+    reader = open_reader(source, ReadOptions())
+    (z0, y0, x0), (z1, y1, x1) = reader.start_zyx, reader.stop_zyx
+    with h5py.File(target, "w") as file:
+        data = file.create_dataset(
+            "volume", (z1 - z0, y1 - y0, x1 - x0), reader.dtype, chunks=(CHUNK_PX,) * 3, compression="gzip",
+            shuffle=reader.dtype.itemsize > 1,
+        )  # fmt: skip
+        for z in range(z0, z1, CHUNK_PX):
+            data[z - z0 : z - z0 + CHUNK_PX] = reader.read((z, y0, x0), (min(z + CHUNK_PX, z1), y1, x1))
     return time.perf_counter() - begin
 
 
@@ -141,6 +157,7 @@ def main() -> None:
             ("precomputed", "precomputed", "igneous", igneous, SHARD_PX),
             ("ome-zarr", "ome-zarr", "tensorstore", copy, SHARD_PX),
             ("ome-zarr", "ome-zarr", "tensorstore", copy, SHARD_PX // 2),
+            ("ome-zarr", "hdf5", "h5py", plain_h5py, SHARD_PX),
         ]
         if options.webknossos_python:
             to = functools.partial(webknossos, options.webknossos_python)
@@ -162,6 +179,7 @@ def main() -> None:
             ]
         for source, target, peer, theirs, shard_px in cases:
             name = f"{source} → {target}, {kind} {array.dtype}" + ", encoded again" * (shard_px != SHARD_PX)
+            name += ", gzip" * (target == "hdf5")
             if not options.only or options.only in name:
                 found = measure(name, kind, array, (source, shard_px), target, peer, theirs, options.rounds)
                 print(json.dumps(found), flush=True)
@@ -184,7 +202,8 @@ def measure(
         folder = Path(temporary)
         uri = write(folder / f"source_{kind}", source[0], array, source[1])
         for number in range(rounds + 1):
-            mine, other = folder / f"ours_{kind}", folder / f"theirs_{kind}"
+            end_of_name = ".h5" if target == "hdf5" else ""
+            mine, other = folder / f"ours_{kind}{end_of_name}", folder / f"theirs_{kind}{end_of_name}"
             begin = time.process_time()
             first, between = ours(uri, mine, target, folder), time.process_time()
             second, end = theirs(uri, other), time.process_time()
@@ -195,20 +214,13 @@ def measure(
                 for path in (mine, other):
                     assert same(str(path), array) if target != "ome-zarr" else same(f"{path}?0", array), path
             for path in (mine, other, folder / f"{mine.name}.job"):
-                shutil.rmtree(path)
+                path.unlink() if path.is_file() else shutil.rmtree(path)
     speeds = [round(array.nbytes / 1e6 / statistics.median(column), 1) for column in zip(*seconds, strict=True)]
-    found = {
-        "case": name,
-        "peer": peer,
-        "mb": round(array.nbytes / 1e6, 1),
-        "ours_mb_s": speeds[0],
-        "peer_mb_s": speeds[1],
-    }
     return {
-        **found,
-        "times_faster": ratios(seconds),
+        "case": name, "peer": peer, "mb": round(array.nbytes / 1e6, 1),
+        "ours_mb_s": speeds[0], "peer_mb_s": speeds[1], "times_faster": ratios(seconds),
         **({} if peer == "webknossos" else {"times_less_cpu": ratios(cpu)}),
-    }
+    }  # fmt: skip
 
 
 def ratios(pairs: list[tuple[float, float]]) -> list[float]:

@@ -22,8 +22,8 @@ from happyneurons.formats.pieces import in_threads
 from happyneurons.store.documents import Store
 from happyneurons.store.volumes import Triple
 
-PIECE_PX = 64
-"""Pieces have this edge, or are a chunk if that is larger."""
+PIECE_BYTES = 2 << 20
+"""Most bytes of voxels in a piece that is more than one chunk: they stay in a core's cache, and calls cost little."""
 NOTHING = np.iinfo(np.uint64).max
 """Offset and length of a chunk that is not there: zeros."""
 
@@ -47,7 +47,10 @@ class Shards:
 
     @property
     def piece_px(self) -> int:
-        return self.chunk_px * min(max(1, PIECE_PX // self.chunk_px), self.shard_px // self.chunk_px)
+        edge = self.chunk_px
+        while 2 * edge <= self.shard_px and (2 * edge) ** 3 * self.dtype.itemsize <= PIECE_BYTES:
+            edge *= 2
+        return edge
 
     def write(self, start_zyx: Triple, stop_zyx: Triple, read: ReadPiece) -> None:
         """Write the shards of a box; what of them lies outside of it becomes zeros. Raises StoreError."""
@@ -65,29 +68,30 @@ class Shards:
     def _encode_piece(self, corner: Triple, read: ReadPiece, low: Triple, high: Triple) -> dict[int, bytes]:
         """Encoded chunks of a piece by their number in the shard; those of zeros are left out."""
         block, found = read(low, high), {}
+        # One a piece: its tables are dear to make, and threads cannot share it.
+        compress = (
+            None if self.level is None else zstandard.ZstdCompressor(level=self.level, write_checksum=True).compress
+        )
+        places = (self.shard_px // self.chunk_px,) * 3
         for a, b in boxes(low, high, corner, (self.chunk_px,) * 3):
             at = np.subtract(a, corner) // self.chunk_px
             part = block[tuple(slice(p - o, q - o) for p, q, o in zip(a, b, low, strict=True))]
-            data = self._encode(part, triple(np.subtract(a, corner) - at * self.chunk_px))
-            if data is not None:
-                places = (self.shard_px // self.chunk_px,) * 3
-                found[int(np.ravel_multi_index(tuple(at[::-1] if self.cxyz else at), places))] = data
+            chunk = self._whole(part, triple(np.subtract(a, corner) - at * self.chunk_px))
+            if chunk.flat[0] or chunk.view(np.uint8).any():  # by bytes: -0.0 is not 0
+                number = int(np.ravel_multi_index(tuple(at[::-1] if self.cxyz else at), places))
+                found[number] = compress(chunk.data) if compress else chunk.tobytes()
         return found
 
-    def _encode(self, part: np.ndarray, at: Sequence[int]) -> bytes | None:
-        """A chunk of which `part`, at this place of it, is inside of the volume; None if all of it is zeros.
+    def _whole(self, part: np.ndarray, at: Sequence[int]) -> np.ndarray:
+        """A chunk of which `part`, at this place of it, is inside of the volume; zeros around it.
 
         Stored zyx with x fastest in both orders of the axes (cxyz: that is what its transposition means).
         """
-        chunk = np.ascontiguousarray(part, self.dtype.newbyteorder("<"))
-        if chunk.shape != (self.chunk_px,) * 3:
-            chunk = np.zeros((self.chunk_px,) * 3, chunk.dtype)
-            chunk[tuple(slice(a, a + n) for a, n in zip(at, part.shape, strict=True))] = part
-        if not chunk.flat[0] and not chunk.view(np.uint8).any():  # by bytes: -0.0 is not 0
-            return None
-        if self.level is None:
-            return chunk.tobytes()
-        return zstandard.ZstdCompressor(level=self.level, write_checksum=True).compress(chunk.data)
+        if part.shape == (self.chunk_px,) * 3:
+            return np.ascontiguousarray(part, self.dtype.newbyteorder("<"))
+        chunk = np.zeros((self.chunk_px,) * 3, self.dtype.newbyteorder("<"))
+        chunk[tuple(slice(a, a + n) for a, n in zip(at, part.shape, strict=True))] = part
+        return chunk
 
     def _join(self, chunks: dict[int, bytes]) -> bytes:
         """The file: chunks in the order of their numbers, the index of all, its checksum."""
