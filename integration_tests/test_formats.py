@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import venv
@@ -10,10 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorstore as ts
 from tests.formats.volumes import OPTIONS, info_of, opened, voxels, whole, write, write_levels
+from tests.stages.attempts import files, run_and_die, run_with_ranks
 
 from happyneurons.errors import UserError
 from happyneurons.formats.registry import make_writer
+from happyneurons.formats.tensor import kvstore
+from happyneurons.jobs.spec import make_spec, save_spec
+from happyneurons.stages import load_stage
+from happyneurons.store.artifacts import Manifest
 from happyneurons.store.documents import Store
 from happyneurons.worker.local import run_stage
 
@@ -59,6 +66,34 @@ def test_volumes_on_s3(name: str, s3_store: Store, tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole(opened(manifest.outputs["files"].properties["uri"])), array)
     with pytest.raises(UserError, match="not a volume in a known format|there is no"):
         opened(s3_store.url("nothing/here"))
+
+
+def test_a_sharded_volume_on_s3_killed_and_started_again(s3_store: Store, tmp_path: Path) -> None:
+    """What others read from there, level by level, and the bytes of an undisturbed run on a file system."""
+    array = np.tile(voxels("uint64"), (2, 2, 2))  # 2.5 MB: some shards
+    params = {
+        "source": write(tmp_path, "tiff", array), "format": "precomputed", "sharded": True, "num_mips": 1,
+        "chunk_px": 16, "task_mb": 1,
+    }  # fmt: skip
+    spec = make_spec(load_stage("convert"), inputs={}, params=params)
+    save_spec(s3_store, spec)
+    for round_name, after in (("blocks", 2), ("mip_1", 1)):
+        assert run_and_die(s3_store, spec, round_name, after) == -signal.SIGKILL
+    run_with_ranks(s3_store, spec, 2)
+    here = Store((tmp_path / "here").as_uri())
+    run_stage(here, "convert", params=params)
+    found = files(s3_store, spec.key)
+    assert found == files(here, spec.key)
+    assert sum(path.endswith(".shard") for path in found) >= 3
+    manifest = Manifest.model_validate(s3_store.get_json(f"jobs/{spec.key}/manifest.json"))
+    uri = manifest.outputs["segmentation"].data_uri
+    np.testing.assert_array_equal(whole(opened(uri)), array)
+    for mip in range(2):
+        wanted = whole(opened(uri, mip=mip))
+        foreign = ts.open(
+            {"driver": "neuroglancer_precomputed", "kvstore": kvstore(uri), "scale_index": mip}
+        ).result()  # fmt: skip
+        np.testing.assert_array_equal(foreign.read().result()[..., 0].T, wanted)
 
 
 @pytest.fixture(scope="session")

@@ -10,28 +10,52 @@ import numpy as np
 import pytest
 
 from happyneurons.errors import JobFailedError, TaskError
-from happyneurons.formats.ahead import read_ahead
+from happyneurons.formats.ahead import read_ahead, two_memories
+from happyneurons.formats.base import Memory
 from happyneurons.store.documents import Store
 from happyneurons.worker.local import run_stage
-from tests.formats.volumes import OPTIONS, START_ZYX, info_of, opened, voxels, whole, write
+from tests.formats.volumes import OPTIONS, START_ZYX, info_of, opened, voxels, whole, write, write_n5
 
 
 def test_the_next_box_is_read_while_one_is_in_use_and_none_further() -> None:
     begun = [threading.Event() for _ in range(4)]
 
-    def read(start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+    def read(memory: Memory, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
         begun[start[0]].set()
         if start[0] == 3:
             raise TaskError("box 3 is broken")
-        return np.full(1, start[0])
+        block = memory.array((1,), np.dtype(int))
+        block[0] = start[0]
+        return block
 
-    blocks = read_ahead(read, [((i, 0, 0), (i + 1, 1, 1)) for i in range(4)])
+    blocks = read_ahead(read, [((i, 0, 0), (i + 1, 1, 1)) for i in range(4)], two_memories())
     for i in range(3):
         assert next(blocks)[0] == i
         assert begun[i + 1].wait(10)
         assert not any(event.is_set() for event in begun[i + 2 :])
     with pytest.raises(TaskError, match="box 3"):
         next(blocks)
+
+
+@pytest.mark.parametrize("name", ["ome-zarr", "webknossos-zarr3", "n5"])
+def test_blocks_are_read_into_memory_that_is_used_again(name: str, tmp_path: Path) -> None:
+    """Smaller blocks and larger ones, any axis order, and what lies beyond the array: zeros, not the block before."""
+    array = voxels("uint64")
+    reader = opened(write_n5(tmp_path, array) if name == "n5" else write(tmp_path, name, array))
+    memory = Memory()
+    for low, high in (
+        ((0, 0, 0), (9, 30, 40)),
+        ((9, 3, 1), (21, 37, 50)),
+        ((2, 3, 4), (3, 4, 5)),
+        ((20, 30, 40), (70, 80, 90)),
+    ):
+        stop = np.add(START_ZYX, high).tolist()
+        block = reader.read_to(memory, np.add(START_ZYX, low).tolist(), stop)
+        expected = np.zeros(np.subtract(high, low), array.dtype)
+        part = array[tuple(slice(*p) for p in zip(low, high, strict=True))]
+        expected[tuple(slice(0, n) for n in part.shape)] = part
+        np.testing.assert_array_equal(block, expected)
+        assert block.flags.c_contiguous
 
 
 @pytest.mark.parametrize(
@@ -71,9 +95,10 @@ def test_files_of_the_same_layout_are_taken_over(
     assert moved.start_zyx == (0, 0, 0)
     if (name, dtype) != ("precomputed", "uint64"):
         path.write_bytes(marked[: len(marked) * 2 // 3])
-        with pytest.raises(JobFailedError):
-            convert("broken")
-        assert not (tmp_path / "broken" / file).exists()
+        for number, layout in enumerate(({}, {"shard_px": 64})):  # copied; encoded again
+            with pytest.raises(JobFailedError):
+                convert(f"broken_{number}", **layout)
+            assert not (tmp_path / f"broken_{number}" / file).exists()
 
 
 def test_files_that_cloudvolume_has_compressed_are_not(store: Store, tmp_path: Path) -> None:

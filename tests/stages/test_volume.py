@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,15 @@ import numpy as np
 import pytest
 
 from happyneurons.errors import UserError
+from happyneurons.jobs.spec import make_spec, save_spec
+from happyneurons.stages import load_stage
 from happyneurons.store.artifacts import Artifact, Bounds, Manifest, artifact_uri, load_artifact, manifest_path
 from happyneurons.store.documents import Store, local_path
 from happyneurons.store.pyramid import add_levels, blocks, factors_xyz, write_level
 from happyneurons.store.volumes import PrecomputedVolume, create_volume, open_volume
 from happyneurons.worker.local import run_stage
+
+from .attempts import files, run_and_die, run_with_ranks
 
 START = (3, 7, 5)  # zyx: an offset that no level is aligned to
 SHAPE = (21, 150, 203)
@@ -182,3 +187,20 @@ def test_sharded_equals_unsharded_at_every_level(store: Store, stack: str) -> No
     for mip in range(3):
         assert open_volume(sharded.data_uri, mip).shard_zyx is not None  # type: ignore[union-attr]
         np.testing.assert_array_equal(whole(sharded, mip), whole(plain, mip))
+
+
+@pytest.mark.slow
+def test_sharded_killed_and_started_again_gives_the_bytes_of_an_undisturbed_run(
+    store: Store, stack: str, tmp_path: Path
+) -> None:
+    params = {"chunk_xyz": (32, 32, 8), "num_mips": 1, "sharded": True, "shard_mb": 1}
+    spec = make_spec(load_stage("volume"), inputs={"stack": stack}, params=params)
+    make_volume(store, stack, **params)
+    undisturbed = files(store, spec.key)
+    assert sum(path.endswith(".shard") for path in undisturbed) >= 2
+    killed = Store(str(tmp_path / "killed"))
+    save_spec(killed, spec)
+    for round_name in ("blocks", "mip_1"):
+        assert run_and_die(killed, spec, round_name, 1) == -signal.SIGKILL
+    run_with_ranks(killed, spec, 2)
+    assert files(killed, spec.key) == undisturbed

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from happyneurons.errors import UserError
-from happyneurons.formats.base import Reader, ReadOptions, Sizes, pick_channel, triple
-from happyneurons.formats.tensor import array_errors, clipped
+from happyneurons.formats.base import Memory, Reader, ReadOptions, Sizes, pick_channel, triple
+from happyneurons.formats.tensor import array_errors, fill
 from happyneurons.store.volumes import Triple
 
 
@@ -60,14 +60,19 @@ class ArrayReader(Reader):
         """Whether the array has the axes z, y, x in this order and no other."""
         return self._order == [0, 1, 2] and not self._fixed
 
+    def in_pieces(self, corner_zyx: Sequence[int], piece_zyx: Sequence[int]) -> bool:
+        chunk = [self.array.chunk_layout.read_chunk.shape[axis] for axis in self._order]
+        low = np.subtract(corner_zyx, self.first_zyx)
+        return not (low % chunk).any() and not np.mod(piece_zyx, chunk).any()
+
     def read(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
-        low, high = [0] * len(self.array.shape), [0] * len(self.array.shape)
-        for axis, at in self._fixed.items():
-            low[axis], high[axis] = at, at + 1
-        for axis, a, b, first in zip(self._order, start_zyx, stop_zyx, self.first_zyx, strict=True):
-            low[axis], high[axis] = int(a) - first, int(b) - first
+        return self.read_to(Memory(), start_zyx, stop_zyx)
+
+    def read_to(self, memory: Memory, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
+        volume = self.array[tuple(self._fixed.get(axis, slice(None)) for axis in range(self.array.rank))]
+        left = sorted(self._order)
+        volume = volume.transpose([left.index(axis) for axis in self._order])
+        block = memory.array(np.subtract(stop_zyx, start_zyx).tolist(), self.dtype)
         with array_errors(self.uri, start_zyx, stop_zyx):
-            block = clipped(self.array, low, high)
-        others = list(self._fixed)
-        block = block.transpose([*self._order, *others])
-        return np.ascontiguousarray(block[(...,) + (0,) * len(others)])
+            fill(block, volume, np.subtract(start_zyx, self.first_zyx).tolist())
+        return block

@@ -7,7 +7,7 @@ coordinates (which may start at an offset); voxel sizes are (x, y, z) in nm.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -19,6 +19,8 @@ from happyneurons.store.pyramid import factors_xyz
 from happyneurons.store.volumes import Triple, Volume
 
 Sizes = tuple[float, float, float]
+ReadPiece = Callable[[Triple, Triple], np.ndarray]
+"""(start, stop) → (z, y, x) block. Pieces of a box are read by several threads at a time."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,23 @@ class VolumeInfo:
         return "segmentation" if self.labels else "image"
 
 
+class Memory:
+    """Room for one block, used again for the next.
+
+    A new array of the size of a shard costs more than what is done with it: the system hands out its pages one by one.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def array(self, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
+        """An array with anything in it; those given before are overwritten through it."""
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if size > self._bytes.size:
+            self._bytes = np.empty(size, np.uint8)
+        return self._bytes[:size].view(dtype).reshape(shape)
+
+
 class Reader(Volume, ABC):
     """A volume that is read, at one level."""
 
@@ -49,6 +68,15 @@ class Reader(Volume, ABC):
     """Whether it holds ids of segments; None where the format does not tell."""
     sections: bool = False
     """Whether whole sections are quicker to read than cubes."""
+
+    def read_to(self, memory: Memory, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
+        """`read`, into that memory where the format's decoder can write to a given place."""
+        return self.read(start_zyx, stop_zyx)
+
+    def in_pieces(self, corner_zyx: Sequence[int], piece_zyx: Sequence[int]) -> bool:
+        """Whether boxes of this size, on the grid from this corner, may be read by several threads, each at no cost
+        but its own: nothing is decoded for two of them."""
+        return False
 
     def check(self) -> None:  # most formats say everything when they are opened
         """Look at what can be wrong without reading voxels. Once, before any work. Raises UserError."""
@@ -73,6 +101,8 @@ class WriteOptions:
     """Edge of what one file holds, where a file holds several chunks; a power of two."""
     compress: bool = True
     threads: int = 1
+    gzip: bool = False
+    """Whether chunks of HDF5 files are compressed by it."""
     shard_bytes: int = 0
     """Most bytes of voxels in a file of a precomputed volume; 0: a file a chunk."""
 
@@ -136,13 +166,26 @@ class Writer(ABC):
     @abstractmethod
     def write(self, level: int, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None: ...
 
+    def piece_zyx(self, level: int) -> Triple | None:
+        """What `write_from` asks for at once, on the grid of the units; None: for the whole box."""
+        return None
+
+    def write_from(self, level: int, start_zyx: Triple, stop_zyx: Triple, read: ReadPiece) -> None:
+        """`write` of a box whose voxels `read` gives: by pieces, some threads at a time, where there are pieces."""
+        self.write(level, start_zyx, read(start_zyx, stop_zyx))
+
     def adopt(
-        self, reader: Reader, at_source_zyx: Sequence[int], start_zyx: Sequence[int], shape: Sequence[int]
+        self,
+        reader: Reader,
+        at_source_zyx: Sequence[int],
+        start_zyx: Sequence[int],
+        shape: Sequence[int],
+        check: Callable[[], object],
     ) -> bool:
         """Take over the source's files of a box of full resolution as they are, instead of `write`.
 
         Done if the source is laid out and encoded as this volume is. The box begins at `at_source_zyx` in the source;
-        it was just read from there, so its files are known to be whole. False: nothing was done.
+        `check` reads it from there before its files are copied: they are known to be whole. False: nothing was done.
         """
         return False
 

@@ -1,9 +1,9 @@
 """HDF5: a (z, y, x) dataset of a file.
 
-Read by the store's own code. Written without HDF5's library once the file is laid out: its chunks
-are not compressed, all of them are allocated at the start, and each begins on a page of its own
-(4 kB). So processes can write chunks of one file side by side without a parallel HDF5, and a
-process that dies leaves nothing half-linked behind.
+Read by the store's own code. Uncompressed, written without HDF5's library once the file is laid out:
+all chunks are allocated at the start, and each begins on a page of its own (4 kB). So processes can
+write chunks of one file side by side without a parallel HDF5, and a process that dies leaves nothing
+half-linked behind. Compressed: see hdf5_gzip.
 """
 
 from __future__ import annotations
@@ -12,14 +12,20 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from happyneurons.errors import UserError
-from happyneurons.formats.base import Reader, ReadOptions, Writer, pick_level, triple
+from happyneurons.formats.base import Reader, ReadOptions, ReadPiece, Writer, pick_level, triple
 from happyneurons.formats.damage import reading, writing
+from happyneurons.formats.hdf5_gzip import GatheredChunks, add_filters
 from happyneurons.formats.location import Location
+from happyneurons.formats.pieces import write_block
 from happyneurons.store.volumes import Hdf5Volume, Triple
+
+if TYPE_CHECKING:
+    import h5py
 
 DATASET = "volume"
 PAGE = 4096
@@ -99,43 +105,61 @@ class Hdf5Writer(Writer):
         return triple(np.minimum(self.options.chunk_px, self.levels[0].shape_zyx))
 
     def occupied(self) -> bool:
-        return self._file.exists()
+        return self._file.exists() or (self.options.gzip and self._gathered.folder.exists())
+
+    @cached_property
+    def _gathered(self) -> GatheredChunks:
+        info = self.levels[0]
+        return GatheredChunks(self._file, info.shape_zyx, self._chunk, info.dtype, self.options.threads)
 
     def prepare(self) -> None:
         import h5py
 
-        info = self.levels[0]
         if self._file.exists():
             return  # an earlier attempt's; the journal knows which of its chunks are written
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        new = self._file.with_name(self._file.name + ".new")
         with writing(str(self.location)):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            if self.options.gzip:
+                self._gathered.folder.mkdir(exist_ok=True)
+                return
+            new = self._file.with_name(self._file.name + ".new")
             access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
             access.set_alignment(PAGE, PAGE)
             access.set_libver_bounds(h5py.h5f.LIBVER_EARLIEST, h5py.h5f.LIBVER_V110)
-            create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            create.set_chunk(self._chunk)
-            create.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            create.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            create.set_obj_track_times(False)  # the same bytes at any time
-            links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-            links.set_create_intermediate_group(True)
             file = h5py.h5f.create(os.fsencode(new), h5py.h5f.ACC_TRUNC, fapl=access)
             try:
-                data = h5py.h5d.create(
-                    file, self._dataset.encode(), h5py.h5t.py_create(info.dtype, logical=True),
-                    h5py.h5s.create_simple(info.shape_zyx), dcpl=create, lcpl=links,
-                )  # fmt: skip
-                attributes = h5py.Dataset(data).attrs
-                attributes["voxel_size_nm_xyz"] = np.asarray(info.voxel_size_nm_xyz, np.float64)
-                attributes["voxel_offset_xyz"] = np.asarray(info.start_zyx[::-1], np.int64)
-                attributes["kind"] = info.kind
-                # What CREMI, funlib and others read: nm, in the array's axis order.
-                attributes["resolution"] = np.asarray(info.voxel_size_nm_xyz[::-1], np.float64)
-                attributes["offset"] = np.multiply(info.voxel_size_nm_xyz, info.start_zyx[::-1])[::-1]
+                self._make(file)
             finally:
                 file.close()
             new.replace(self._file)
+
+    def _make(self, file: h5py.h5f.FileID) -> h5py.h5d.DatasetID:
+        """The dataset in a new file: all chunks allocated, or none of them if they are to be compressed."""
+        import h5py
+
+        info = self.levels[0]
+        create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        create.set_chunk(self._chunk)
+        create.set_obj_track_times(False)  # the same bytes at any time
+        if self.options.gzip:
+            add_filters(create, info.dtype)
+        else:
+            create.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            create.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+        links.set_create_intermediate_group(True)
+        data = h5py.h5d.create(
+            file, self._dataset.encode(), h5py.h5t.py_create(info.dtype, logical=True),
+            h5py.h5s.create_simple(info.shape_zyx), dcpl=create, lcpl=links,
+        )  # fmt: skip
+        attributes = h5py.Dataset(data).attrs
+        attributes["voxel_size_nm_xyz"] = np.asarray(info.voxel_size_nm_xyz, np.float64)
+        attributes["voxel_offset_xyz"] = np.asarray(info.start_zyx[::-1], np.int64)
+        attributes["kind"] = info.kind
+        # What CREMI, funlib and others read: nm, in the array's axis order.
+        attributes["resolution"] = np.asarray(info.voxel_size_nm_xyz[::-1], np.float64)
+        attributes["offset"] = np.multiply(info.voxel_size_nm_xyz, info.start_zyx[::-1])[::-1]
+        return data
 
     @cached_property
     def _chunks(self) -> dict[Triple, int]:
@@ -150,7 +174,29 @@ class Hdf5Writer(Writer):
     def unit_zyx(self, level: int) -> Triple:
         return self._chunk
 
+    def piece_zyx(self, level: int) -> Triple | None:
+        return self._chunk if self.options.gzip else None
+
+    def write_from(self, level: int, start_zyx: Triple, stop_zyx: Triple, read: ReadPiece) -> None:
+        if not self.options.gzip:
+            super().write_from(level, start_zyx, stop_zyx, read)
+            return
+        first = self.levels[0].start_zyx
+
+        def read_chunk(low: Triple, high: Triple) -> np.ndarray:
+            return read(triple(np.add(low, first)), triple(np.add(high, first)))
+
+        self._gathered.write(triple(np.subtract(start_zyx, first)), triple(np.subtract(stop_zyx, first)), read_chunk)
+
+    def close(self, largest: int) -> None:
+        if self.options.gzip:
+            with writing(str(self.location)):
+                self._gathered.put_together(self._make)
+
     def write(self, level: int, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
+        if self.options.gzip:
+            write_block(self, level, start_zyx, block_zyx)
+            return
         low = np.subtract(start_zyx, self.levels[0].start_zyx)
         with writing(str(self.location)), self._file.open("r+b", buffering=0) as file:
             for corner in np.ndindex(*(-(-n // c) for n, c in zip(block_zyx.shape, self._chunk, strict=True))):
@@ -162,6 +208,9 @@ class Hdf5Writer(Writer):
                 _write_all(file.fileno(), whole.tobytes(), self._chunks[triple(low + at)])
 
     def read(self, level: int, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
+        if self.options.gzip and not self._file.exists():
+            first = self.levels[0].start_zyx
+            return self._gathered.read(triple(np.subtract(start_zyx, first)), triple(np.subtract(stop_zyx, first)))
         return Hdf5Volume(self.uri()).read(start_zyx, stop_zyx)
 
     def uri(self) -> str:

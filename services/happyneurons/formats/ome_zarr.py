@@ -7,7 +7,7 @@ what its size has grown by further on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,11 +15,13 @@ import numpy as np
 
 from happyneurons.errors import UserError
 from happyneurons.formats.arrays import ArrayReader
-from happyneurons.formats.base import Reader, ReadOptions, VolumeInfo, Writer, pick_level, sizes, triple
+from happyneurons.formats.base import Reader, ReadOptions, ReadPiece, VolumeInfo, Writer, pick_level, sizes, triple
 from happyneurons.formats.location import Location, inside, read_json
+from happyneurons.formats.pieces import write_block
 from happyneurons.formats.tensor import array_errors, open_array
 from happyneurons.formats.units import in_nm
-from happyneurons.formats.zarr3 import copy_shards, make_array, metadata
+from happyneurons.formats.zarr3 import copy_shards, make_array, metadata, same_layout, zstd_level
+from happyneurons.formats.zarr3_shards import Shards
 from happyneurons.store.documents import Store
 from happyneurons.store.volumes import Triple
 
@@ -121,7 +123,7 @@ class OmeZarrWriter(Writer):
             info, unit = self.levels[level], self.unit_zyx(level)
             document = metadata(
                 info.shape_zyx, unit, (min(self.options.chunk_px, unit[0]),) * 3, info.dtype, "zyx",
-                compress=self.options.compress,
+                level=zstd_level(self, level),
             )  # fmt: skip
             self._arrays[level] = make_array(self._store.url(str(level)), document, self.options.threads)
         return self._arrays[level]
@@ -164,23 +166,41 @@ class OmeZarrWriter(Writer):
         chunks = min(max(1, self.options.shard_px // chunk), -(-longest // chunk))
         return triple((chunk * chunks,) * 3)
 
+    def piece_zyx(self, level: int) -> Triple:
+        return (self._shards(level).piece_px,) * 3
+
     def write(self, level: int, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
-        low = np.subtract(start_zyx, self.levels[level].start_zyx)
-        box = tuple(slice(int(a), int(a) + n) for a, n in zip(low, block_zyx.shape, strict=True))
-        with array_errors(str(self.location), start_zyx, np.add(start_zyx, block_zyx.shape).tolist()):
-            self._array(level)[box].write(block_zyx, can_reference_source_data_indefinitely=True).result()
+        write_block(self, level, start_zyx, block_zyx)
+
+    def write_from(self, level: int, start_zyx: Triple, stop_zyx: Triple, read: ReadPiece) -> None:
+        self._shards(level).write(start_zyx, stop_zyx, read)
+
+    def _shards(self, level: int) -> Shards:
+        info, unit = self.levels[level], self.unit_zyx(level)[0]
+        return Shards(
+            self._store, str(level), unit, min(self.options.chunk_px, unit), info.dtype, zstd_level(self, level),
+            info.start_zyx, threads=self.options.threads,
+        )  # fmt: skip
 
     def adopt(
-        self, reader: Reader, at_source_zyx: Sequence[int], start_zyx: Sequence[int], shape: Sequence[int]
+        self,
+        reader: Reader,
+        at_source_zyx: Sequence[int],
+        start_zyx: Sequence[int],
+        shape: Sequence[int],
+        check: Callable[[], object],
     ) -> bool:
         if not isinstance(reader, ArrayReader) or not reader.plain:
             return False
         low = np.subtract(start_zyx, self.levels[0].start_zyx)
         if (low != np.subtract(at_source_zyx, reader.first_zyx)).any():
             return False
-        high = low + shape
+        if not same_layout(reader.array, self._array(0)):
+            return False
+        check()
         with array_errors(str(self.location), start_zyx, np.add(start_zyx, shape).tolist()):
-            return copy_shards(reader.array, self._array(0), low.tolist(), high.tolist())
+            copy_shards(reader.array, self._array(0), low.tolist(), (low + shape).tolist())
+        return True
 
     def read(self, level: int, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
         low = self.levels[level].start_zyx

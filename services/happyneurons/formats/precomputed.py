@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -65,10 +65,16 @@ class PrecomputedWriter(Writer):
         self._level(level).write(start_zyx, block_zyx)
 
     def adopt(
-        self, reader: Reader, at_source_zyx: Sequence[int], start_zyx: Sequence[int], shape: Sequence[int]
+        self,
+        reader: Reader,
+        at_source_zyx: Sequence[int],
+        start_zyx: Sequence[int],
+        shape: Sequence[int],
+        check: Callable[[], object],
     ) -> bool:
         if not isinstance(reader, PrecomputedReader) or tuple(at_source_zyx) != tuple(start_zyx):
             return False
+        check()
         return copy_chunks(reader.volume, self._level(0), start_zyx, shape)
 
     def read(self, level: int, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:

@@ -104,7 +104,7 @@ def _module(found: Format) -> Any:
     try:
         return importlib.import_module(f"happyneurons.formats.{found.module}")
     except ModuleNotFoundError as error:
-        if error.name in ("tensorstore", "cramjam"):
+        if error.name in ("tensorstore", "cramjam", "zstandard"):
             raise UserError(
                 f"{found.title} needs the package {error.name}: pip install 'happyneurons[formats]'"
             ) from None

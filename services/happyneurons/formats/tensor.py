@@ -61,7 +61,8 @@ def _context(threads: int) -> ts.Context:
     return ts.Context(
         {
             "cache_pool": {"total_bytes_limit": 0},
-            "data_copy_concurrency": {"limit": threads},
+            # Two as with other formats, where a second thread reads ahead: a task may be one shard, and then cannot.
+            "data_copy_concurrency": {"limit": max(2, threads)},
             "file_io_concurrency": {"limit": max(4, threads)},
             "file_io_sync": False,
         }
@@ -98,15 +99,15 @@ def _text(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def clipped(array: Any, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
-    """Box of an array that may end before `stop` (WEBKNOSSOS's bounding box may reach further): zeros there."""
-    shape = array.shape
-    inner = [min(b, n) for b, n in zip(stop, shape, strict=True)]
-    box = tuple(slice(a, max(a, b)) for a, b in zip(start, inner, strict=True))
-    if all(b <= n for b, n in zip(stop, shape, strict=True)):
-        return np.asarray(array[box].read().result())
-    result = np.zeros([b - a for a, b in zip(start, stop, strict=True)], array.dtype.numpy_dtype)
-    if all(a < n for a, n in zip(start, shape, strict=True)):
-        part = np.asarray(array[box].read().result())
-        result[tuple(slice(0, n) for n in part.shape)] = part
-    return result
+def fill(block: np.ndarray, array: Any, start: Sequence[int]) -> None:
+    """Read a box of the block's shape from `start` on; zeros where it reaches beyond the array (a bounding box may)."""
+    box = tuple(
+        slice(int(a), min(int(a) + n, size)) for a, n, size in zip(start, block.shape, array.shape, strict=True)
+    )
+    inside = all(s.start < s.stop for s in box)
+    found = tuple(slice(0, s.stop - s.start if inside else 0) for s in box)
+    if block[found].shape != block.shape:
+        block[...] = 0
+    if inside:
+        place = ts.array(block[found], copy=False, write=True)
+        place.write(array[box].translate_to[(0,) * array.rank]).result()

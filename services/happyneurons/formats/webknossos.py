@@ -10,17 +10,31 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from happyneurons.errors import UserError
 from happyneurons.formats.arrays import ArrayReader
-from happyneurons.formats.base import Reader, ReadOptions, Sizes, VolumeInfo, Writer, pick_channel, sizes, triple
+from happyneurons.formats.base import (
+    Reader,
+    ReadOptions,
+    ReadPiece,
+    Sizes,
+    VolumeInfo,
+    Writer,
+    pick_channel,
+    sizes,
+    triple,
+)
 from happyneurons.formats.location import Location, inside, read_json
+from happyneurons.formats.pieces import write_block
 from happyneurons.formats.wkw import BLOCK_PX, LZ4, RAW, Header, encode_file, file_path, read_box, read_header
 from happyneurons.store.documents import Store
 from happyneurons.store.volumes import Triple
+
+if TYPE_CHECKING:
+    from happyneurons.formats.zarr3_shards import Shards
 
 PROPERTIES = "datasource-properties.json"
 _ELEMENTS = {"float32": "float", "float64": "double"}
@@ -262,7 +276,7 @@ class Zarr3Writer(_DatasetWriter):
         return {}
 
     def _array(self, level: int) -> Any:
-        from happyneurons.formats.zarr3 import make_array, metadata
+        from happyneurons.formats.zarr3 import make_array, metadata, zstd_level
 
         if level not in self._arrays:
             info, edge = self.levels[level], self.edge_px(level)
@@ -270,7 +284,7 @@ class Zarr3Writer(_DatasetWriter):
             chunk = BLOCK_PX
             document = metadata(
                 [1, *shape], [1, *[edge] * 3], [1, *[chunk] * 3], info.dtype, "cxyz",
-                compress=self.options.compress, fortran=True,
+                level=zstd_level(self, level), fortran=True,
             )  # fmt: skip
             self._arrays[level] = make_array(self._store.url(self.folder(level)), document, self.options.threads)
         return self._arrays[level]
@@ -294,12 +308,23 @@ class Zarr3Writer(_DatasetWriter):
         ]
         return {"version": "0.5", "multiscales": [{"name": self.layer, "axes": axes, "datasets": datasets}]}
 
-    def write(self, level: int, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
-        from happyneurons.formats.tensor import array_errors
+    def piece_zyx(self, level: int) -> Triple:
+        return (self._shards(level).piece_px,) * 3
 
-        box = tuple(slice(int(a), int(a) + n) for a, n in zip(start_zyx, block_zyx.shape, strict=True))
-        with array_errors(str(self.location), start_zyx, np.add(start_zyx, block_zyx.shape).tolist()):
-            self._array(level)[(0, *box[::-1])].write(block_zyx.T, can_reference_source_data_indefinitely=True).result()
+    def write(self, level: int, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
+        write_block(self, level, start_zyx, block_zyx)
+
+    def write_from(self, level: int, start_zyx: Triple, stop_zyx: Triple, read: ReadPiece) -> None:
+        self._shards(level).write(start_zyx, stop_zyx, read)
+
+    def _shards(self, level: int) -> Shards:
+        from happyneurons.formats.zarr3 import zstd_level
+        from happyneurons.formats.zarr3_shards import Shards
+
+        return Shards(
+            self._store, self.folder(level), self.edge_px(level), BLOCK_PX, self.levels[level].dtype,
+            zstd_level(self, level), (0, 0, 0), cxyz=True, threads=self.options.threads,
+        )  # fmt: skip
 
     def read(self, level: int, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
         from happyneurons.formats.tensor import array_errors

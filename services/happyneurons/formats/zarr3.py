@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from happyneurons.formats.base import Writer
 from happyneurons.formats.tensor import open_array
 
-LEVEL_ZSTD = 3
+LEVEL_ZSTD = {"image": 1, "segmentation": 3}
+"""By kind: higher ones make files of grey values no smaller, lower ones double those of 64-bit labels (FIB-25)."""
 LAYOUT = ("shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs")
 """Parts of an array's metadata that say how its shards' files are made."""
 
@@ -22,18 +24,19 @@ def metadata(
     dtype: np.dtype[Any],
     names: Sequence[str],
     *,
-    compress: bool,
+    level: int | None,
     fortran: bool = False,
 ) -> dict[str, Any]:
     """The array's zarr.json: one shard a file, with an index of its chunks.
 
+    level: zstd's; None: not compressed.
     fortran: chunks are stored with the first axis fastest, as WEBKNOSSOS wants them.
     """
     codecs: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
     if fortran:
         codecs.insert(0, {"name": "transpose", "configuration": {"order": list(range(len(shape)))[::-1]}})
-    if compress:
-        codecs.append({"name": "zstd", "configuration": {"level": LEVEL_ZSTD, "checksum": True}})
+    if level is not None:
+        codecs.append({"name": "zstd", "configuration": {"level": level, "checksum": True}})
     sharding = {
         "chunk_shape": list(chunk),
         "codecs": codecs,
@@ -59,14 +62,22 @@ def make_array(uri: str, document: dict[str, Any], threads: int) -> Any:
     return open_array(uri, "zarr3", threads, document)
 
 
-def copy_shards(source: Any, target: Any, start: Sequence[int], stop: Sequence[int]) -> bool:
-    """Copy the files of whole shards between two arrays of the same layout; False if theirs differ.
+def zstd_level(writer: Writer, level: int) -> int | None:
+    """Of a level of a writer's volume; None: it is not compressed."""
+    return LEVEL_ZSTD[writer.levels[level].kind] if writer.options.compress else None
+
+
+def same_layout(source: Any, target: Any) -> bool:
+    """Whether files of the one array could be the other's."""
+    ours, theirs = (array.spec().to_json() for array in (target, source))
+    return theirs["driver"] == "zarr3" and all(ours["metadata"].get(k) == theirs["metadata"].get(k) for k in LAYOUT)
+
+
+def copy_shards(source: Any, target: Any, start: Sequence[int], stop: Sequence[int]) -> None:
+    """Copy the files of whole shards between two arrays of the same layout.
 
     start, stop: a box of both, whose faces lie on shards' or on the array's own. What is not there is zeros.
     """
-    ours, theirs = (array.spec().to_json() for array in (target, source))
-    if theirs["driver"] != "zarr3" or any(ours["metadata"].get(k) != theirs["metadata"].get(k) for k in LAYOUT):
-        return False
     shard = target.chunk_layout.write_chunk.shape
     first, last = (
         (a // n for a, n in zip(start, shard, strict=True)),
@@ -77,4 +88,3 @@ def copy_shards(source: Any, target: Any, start: Sequence[int], stop: Sequence[i
         found = source.kvstore.read(key).result()
         if found.state == "value":
             target.kvstore.write(key, found.value).result()
-    return True

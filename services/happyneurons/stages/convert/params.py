@@ -61,7 +61,12 @@ class ConvertParams(StageParams):
         description="Precomputed: many chunks in a file (neuroglancer_uint64_sharded_v1), as many as fit into task_mb",
     )
     compress: bool = Field(
-        True, description="Compress without loss where the format can (not precomputed images, HDF5)"
+        True, description="Compress without loss where the format can (not precomputed images; HDF5: hdf5_compression)"
+    )
+    hdf5_compression: Literal["none", "gzip"] = Field(
+        "none",
+        description="HDF5: none: ranks write into the file; gzip: chunks are compressed (shuffle, gzip 4), gathered in "
+        "FILE.chunks and put together at the end, which takes the disk space twice",
     )
     fill_gaps: bool = Field(False, description="Sections missing in a stack of pictures are zeros, not an error")
     task_mb: int = Field(64, ge=1, le=65536, description="MB of voxels that a task holds; at least a file or chunk")
@@ -81,6 +86,8 @@ class ConvertParams(StageParams):
             raise ValueError("shard_px: a power of two")
         if self.sharded and self.format != "precomputed":
             raise ValueError(f"sharded: for the format precomputed only, not {self.format}; see shard_px")
+        if self.hdf5_compression != "none" and self.format != "hdf5":
+            raise ValueError(f"hdf5_compression: for the format hdf5 only, not {self.format}; see compress")
         if self.voxel_size_nm_xyz is not None and min(self.voxel_size_nm_xyz) <= 0:
             raise ValueError("voxel_size_nm_xyz: each above 0")
         return self

@@ -7,8 +7,10 @@ below.
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from happyneurons.errors import TaskError, UserError
 from happyneurons.jobs.stage import (
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from happyneurons.formats.base import Reader, Writer
+    from happyneurons.formats.blocks import Box
     from happyneurons.stages.convert.plan import Plan
     from happyneurons.store.volumes import Triple
 
@@ -57,7 +60,10 @@ def _writer(context: Context[ConvertParams]) -> Writer:
     def make() -> Writer:
         params, plan = context.params, _plan(context)
         shard_bytes = params.task_mb * 1_000_000 if params.sharded else 0
-        options = WriteOptions(params.chunk_px, params.shard_px, params.compress, context.threads, shard_bytes)
+        options = WriteOptions(
+            params.chunk_px, params.shard_px, params.compress, context.threads, params.hdf5_compression == "gzip",
+            shard_bytes,
+        )  # fmt: skip
         return make_writer(_target(context), params.format, plan.levels, options)
 
     writer: Writer = context.once("writer", make)
@@ -98,25 +104,73 @@ class WriteBlocks(Round):
         yield from _tasks(context, 0)
 
     def run(self, task: Task, context: Context[ConvertParams]) -> TaskResult:
-        from happyneurons.formats.ahead import read_ahead
         from happyneurons.formats.base import triple
         from happyneurons.formats.blocks import boxes
-        from happyneurons.stages.convert.plan import cast
 
         (first, last), writer = task.payload["box"], _writer(context)
-        plan, reader = _plan(context), _reader(context)
-        info, written = plan.levels[0], _Written()
-        # In parts, so that the next one is read while this one is written: at most two are in memory.
+        # In parts, so that one can be read while another is written.
         shape = _shape(context, 0, context.params.task_mb * 1_000_000 // PARTS)
         parts = list(boxes(triple(first), triple(last), writer.grid_zyx(0), shape))
-        at_source = [(plan.at_source(start), plan.at_source(stop)) for start, stop in parts]
-        blocks = read_ahead(reader.read, at_source)
-        for (start, _), (low, _), block in zip(parts, at_source, blocks, strict=True):
-            cast_block = cast(block, info.dtype, reader.uri, low)
-            if reader.dtype != info.dtype or not writer.adopt(reader, low, start, block.shape):
-                writer.write(0, start, cast_block)
-            written.add(context, 0, start, cast_block)
-        return written.result(context, 0)
+        at_source = _plan(context).at_source(writer.grid_zyx(0))
+        piece = writer.piece_zyx(0)
+        in_pieces = piece is not None and _reader(context).in_pieces(at_source, piece)
+        found = (_write_pieces if in_pieces else _write_parts)(context, parts)
+        return _result(context, 0, first, last, found)
+
+
+def _write_parts(context: Context[ConvertParams], parts: Sequence[Box]) -> int:
+    """Read and write parts whole, the next one while one is written. Returns the greatest label."""
+    from happyneurons.formats.ahead import read_ahead, two_memories
+    from happyneurons.stages.convert.plan import cast
+
+    plan, reader, writer = _plan(context), _reader(context), _writer(context)
+    dtype, largest = plan.levels[0].dtype, 0
+    at_source = [(plan.at_source(start), plan.at_source(stop)) for start, stop in parts]
+    blocks = read_ahead(reader.read_to, at_source, context.once("memories", two_memories))
+    for (start, _), (low, _), block in zip(parts, at_source, blocks, strict=True):
+        found = cast(block, dtype, reader.uri, low)
+        if reader.dtype != dtype or not writer.adopt(reader, low, start, block.shape, lambda: None):
+            writer.write(0, start, found)
+        _verify(context, 0, start, found)
+        largest = max(largest, _largest_in(context, found))
+    return largest
+
+
+def _write_pieces(context: Context[ConvertParams], parts: Sequence[Box]) -> int:
+    """Have the writer read pieces of parts as it needs them. Returns the greatest label."""
+    import numpy as np
+
+    from happyneurons.formats.blocks import boxes
+    from happyneurons.formats.pieces import in_threads
+    from happyneurons.stages.convert.plan import cast
+
+    plan, reader, writer = _plan(context), _reader(context), _writer(context)
+    dtype, threads = plan.levels[0].dtype, max(2, context.threads)
+    piece = writer.piece_zyx(0)
+    assert piece is not None
+    found: list[int] = []  # appended to by several threads
+
+    def read(start: Triple, stop: Triple) -> np.ndarray:
+        low = plan.at_source(start)
+        block = cast(reader.read(low, plan.at_source(stop)), dtype, reader.uri, low)
+        found.append(_largest_in(context, block))
+        return block
+
+    for start, stop in parts:
+        pieces = list(boxes(start, stop, writer.grid_zyx(0), piece))
+        shape = np.subtract(stop, start).tolist()
+
+        def check(pieces: Sequence[Box] = pieces) -> None:
+            deque(in_threads(read, pieces, threads), maxlen=0)
+
+        if reader.dtype != dtype or not writer.adopt(reader, plan.at_source(start), start, shape, check):
+            writer.write_from(0, start, stop, read)
+        if context.params.verify:
+            written = writer.read(0, start, stop)
+            for low, high in pieces:
+                at = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, start, strict=True))
+                _compare(context, low, written[at], read(low, high))
+    return max(found)
 
 
 class WriteLevel(Round):
@@ -136,9 +190,8 @@ class WriteLevel(Round):
         start, stop = task.payload["box"]
         block = level_block(_writer(context), self.level, start, stop)
         _writer(context).write(self.level, start, block)
-        written = _Written()
-        written.add(context, self.level, start, block)
-        return written.result(context, self.level)
+        _verify(context, self.level, start, block)
+        return _result(context, self.level, start, stop)
 
 
 class Close(Round):
@@ -173,32 +226,32 @@ def _shape(context: Context[ConvertParams], level: int, limit_bytes: int) -> Tri
     return task_shape(writer.unit_zyx(level), info.shape_zyx, info.dtype.itemsize, limit_bytes, sections)
 
 
-class _Written:
-    """What was in the blocks that a task wrote, part by part."""
+def _verify(context: Context[ConvertParams], level: int, start: Sequence[int], block: np.ndarray) -> None:
+    """Look at what was written of a block once more, if asked. Raises TaskError."""
+    if context.params.verify:
+        stop = [a + n for a, n in zip(start, block.shape, strict=True)]
+        _compare(context, start, _writer(context).read(level, start, stop), block)
 
-    def __init__(self) -> None:
-        self.crc32c = self.largest = self.voxels = self.bytes = 0
 
-    def add(self, context: Context[ConvertParams], level: int, start: Sequence[int], block: np.ndarray) -> None:
-        """Count a block; look at what was written of it once more, if asked."""
-        import crc32c
-        import numpy as np
+def _compare(context: Context[ConvertParams], start: Sequence[int], found: np.ndarray, block: np.ndarray) -> None:
+    import numpy as np
 
-        writer = _writer(context)
-        if context.params.verify:
-            stop = [a + n for a, n in zip(start, block.shape, strict=True)]
-            if not np.array_equal(writer.read(level, start, stop), block, equal_nan=block.dtype.kind == "f"):
-                raise TaskError(f"{writer.location}: the box from {start} (zyx) reads otherwise than it was written")
-        self.crc32c = crc32c.crc32c(np.ascontiguousarray(block).data, self.crc32c)
-        self.voxels, self.bytes = self.voxels + block.size, self.bytes + block.nbytes
-        if _plan(context).levels[0].labels and level == 0:
-            self.largest = max(self.largest, int(block.max()))
+    if not np.array_equal(found, block, equal_nan=block.dtype.kind == "f"):
+        where = _writer(context).location
+        raise TaskError(f"{where}: the box from {tuple(start)} (zyx) reads otherwise than it was written")
 
-    def result(self, context: Context[ConvertParams], level: int) -> TaskResult:
-        data: dict[str, Any] = {"crc32c": self.crc32c}
-        if _plan(context).levels[0].labels and level == 0:
-            data["largest"] = self.largest
-        return TaskResult(data, voxels=self.voxels, bytes=self.bytes)
+
+def _largest_in(context: Context[ConvertParams], block: np.ndarray) -> int:
+    return int(block.max()) if _plan(context).levels[0].labels else 0
+
+
+def _result(
+    context: Context[ConvertParams], level: int, start: Sequence[int], stop: Sequence[int], largest: int | None = None
+) -> TaskResult:
+    info = _plan(context).levels[level]
+    voxels = math.prod(b - a for a, b in zip(start, stop, strict=True))
+    data = {"largest": largest} if info.labels and largest is not None else {}
+    return TaskResult(data, voxels=voxels, bytes=voxels * info.dtype.itemsize)
 
 
 def _largest(context: Context[ConvertParams]) -> int:
@@ -206,7 +259,7 @@ def _largest(context: Context[ConvertParams]) -> int:
 
 
 class Convert(Stage[ConvertParams]):
-    name, version, summary = "convert", "1", "A volume from any format into any other"
+    name, version, summary = "convert", "2", "A volume from any format into any other"
     Params = ConvertParams
     inputs = {
         "volume": InputSpec(
