@@ -13,7 +13,7 @@ from scipy.sparse.linalg import splu
 
 Doubles = NDArray[np.float64]
 Basis = Callable[[Doubles], Any]
-"""(n, 2) points → (n, coefficients) sparse matrix: the value at a point of the map with given coefficients."""
+"""(n, 2) points → (rows, coefficients) sparse matrix: values at the points of the map with given coefficients."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ class System:
     def solve(
         self, prior_u: Any, prior_v: Any, persistence: float, weight: Doubles, noise_px: float,
         offset: Doubles, exact: bool = False,
-    ) -> Doubles:  # fmt: skip
-        """(k, coefficients, 2) of U. offset (rows, 2): T_b(q) − T_a(p) with U = 0."""
+    ) -> tuple[Doubles, Doubles]:  # fmt: skip
+        """(k, coefficients, c) of U and (k − 1, coefficients, c) of V. offset (rows, c): T_b(q) − T_a(p) with U = 0."""
         prior = sp.block_diag([prior_u, sp.kron(_autoregressive(self.gaps, persistence), prior_v)]).tocsc()
         design, transposed = self.design, self.design.T.tocsr()
-        x = np.zeros((design.shape[1], 2))
+        x = np.zeros((design.shape[1], offset.shape[1]))
         robust = np.ones(len(weight))
         for goal in (1e-6, 1e-6, 1e-6, 1e-10):
             w = weight * robust / noise_px**2
@@ -103,10 +103,11 @@ class System:
             miss = np.linalg.norm(offset + design @ x, axis=1)
             scale = max(2 * noise_px, 3 * float(np.median(miss)))
             robust = 1 / (1 + (miss / scale) ** 2)
-        return x[: self.sections * self.size].reshape(self.sections, self.size, 2)
+        coefficients = x.reshape(2 * self.sections - 1, self.size, -1)
+        return coefficients[: self.sections], coefficients[self.sections :]
 
     def _conjugate_gradient(self, normal: Any, right: Doubles, start: Doubles, goal: float) -> Doubles:
-        """Both right-hand sides at once, preconditioned by the blocks of single sections and intervals.
+        """All right-hand sides at once, preconditioned by the blocks of single sections and intervals.
 
         Without BLAS: the same bits with any number of threads.
         """
@@ -135,7 +136,7 @@ class System:
 
 
 def _dot(a: Doubles, b: Doubles) -> Doubles:
-    """Products of the columns of two (n, 2) arrays; a plain loop in C, unlike BLAS or a reduction over rows."""
+    """Products of the columns of two (n, c) arrays; a plain loop in C, unlike BLAS or a reduction over rows."""
     return np.asarray(np.einsum("ij,ij->j", a, b))
 
 
