@@ -246,7 +246,7 @@ def solve_elastic(
 ) -> tuple[Doubles, float]:
     """(k, ny, nx, 2) shifts of the nodes beyond affine maps, and the rms of elastic distortion (px)."""
     count = len(gaps) + 1
-    system = System(pairs, gaps, grid.basis)
+    system = System(pairs, gaps, grid.basis, grid.coarse())
     offset = np.concatenate([_beyond(affine, pair, gaps) for pair in pairs])
     distortion = settings.distortion_px or _estimate_distortion(pairs, offset, grid)
     plain = grid.precision(distortion, settings.distortion_range_px)

@@ -47,6 +47,12 @@ class NodeGrid:
         rows = np.arange(0, 4 * len(points) + 1, 4)
         return sp.csr_matrix((values.ravel(), columns.ravel(), rows), shape=(len(points), self.count))
 
+    def coarse(self, factor: int = 4) -> Any:
+        """(nodes, fewer nodes): what a grid of `factor` times the spacing says at the nodes."""
+        ny, nx = self.shape
+        nodes = np.stack(np.meshgrid(np.arange(nx), np.arange(ny)), axis=-1).reshape(-1, 2).astype(np.float64)
+        return NodeGrid(nx, ny, float(factor)).basis(nodes)
+
     def precision(self, rms_px: float, range_px: float, stiffness: Doubles | None = None) -> Any:
         """Precision matrix of a smooth random field of that size and range (Matérn, ν = 1).
 
@@ -72,8 +78,10 @@ class NodeGrid:
 class System:
     """Unknowns: coefficients of U for k sections, then of V for the k − 1 intervals between them."""
 
-    def __init__(self, pairs: Sequence[Pair], gaps: Doubles, basis: Basis) -> None:
+    def __init__(self, pairs: Sequence[Pair], gaps: Doubles, basis: Basis, coarse: Any = None) -> None:
+        """coarse (coefficients, fewer): smooth maps, which alone couple many sections, as the basis has them."""
         self.gaps = gaps
+        self.coarse = coarse
         self.sections = len(gaps) + 1
         rows = []
         for pair in pairs:
@@ -107,21 +115,27 @@ class System:
         return coefficients[: self.sections], coefficients[self.sections :]
 
     def _conjugate_gradient(self, normal: Any, right: Doubles, start: Doubles, goal: float) -> Doubles:
-        """All right-hand sides at once, preconditioned by the blocks of single sections and intervals.
+        """All right-hand sides at once; without BLAS: the same bits with any number of threads.
 
-        Without BLAS: the same bits with any number of threads.
+        Preconditioned by the blocks of single sections and intervals, which know nothing of each
+        other, plus the problem of the coarse maps of all of them, solved at once.
         """
         blocks = [normal[i : i + self.size, i : i + self.size] for i in range(0, normal.shape[0], self.size)]
-        preconditioner = splu(
-            sp.block_diag(blocks).tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True}
-        )
         matrix = normal.tocsr()
+        single = _factorized(sp.block_diag(blocks))
+        spread = sp.kron(sp.identity(len(blocks)), self.coarse, format="csr")
+        gather = spread.T.tocsr()
+        together = _factorized(gather @ matrix @ spread)
+
+        def precondition(r: Doubles) -> Doubles:
+            return np.asarray(single.solve(r) + spread @ together.solve(gather @ r))
+
         x = start.copy()
         r = right - matrix @ x
-        y = preconditioner.solve(r)
+        y = precondition(r)
         p = y.copy()
         ry = _dot(r, y)
-        limit = goal * np.maximum(_dot(right, preconditioner.solve(right)), 1e-30)
+        limit = goal * np.maximum(_dot(right, precondition(right)), 1e-30)
         for _ in range(2000):
             if (ry <= limit).all():
                 break
@@ -129,10 +143,15 @@ class System:
             step = ry / np.maximum(_dot(p, ap), 1e-300)
             x += step * p
             r -= step * ap
-            y = preconditioner.solve(r)
+            y = precondition(r)
             before, ry = ry, _dot(r, y)
             p = y + (ry / np.maximum(before, 1e-300)) * p
         return x
+
+
+def _factorized(matrix: Any) -> Any:
+    """Of a symmetric matrix."""
+    return splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True})
 
 
 def _dot(a: Doubles, b: Doubles) -> Doubles:
