@@ -86,16 +86,16 @@ def main() -> None:
         print(json.dumps({name: report[name]}), flush=True)
         began = time.perf_counter()
 
-    matrices, jitter = affine_maps(stack)
+    affine = affine_maps(stack)
     done("affine")
     solved = []
     for i, window in enumerate(windows_of(stack)):
         if i < options.windows:
-            solved.append((window, elastic_shifts(stack, window, matrices)[0]))
+            solved.append((window, elastic_shifts(stack, window, affine)[0]))
             done(f"window_{i}")
         else:
             solved.append((window, np.zeros((window.stop - window.start, *solved[0][1].shape[1:]))))
-    placed = place_windows(stack, matrices, jitter, solved, 1.0)
+    placed = place_windows(stack, affine, solved, 1.0)
     done("place")
     last = windows_of(stack)[options.windows - 1].stop - params.window_overlap
     maps = [placed.warps[z].map(seen(z, side)) for z in range(last)]

@@ -306,6 +306,22 @@ def test_steady_drift_is_tissue() -> None:
     assert np.abs(displacement).max() < 0.5
 
 
+def test_steady_growth_is_tissue_however_much_sections_are_shifted_and_turned() -> None:
+    """Nothing shrinks or shears a section by itself here: its scale is the tissue's, and must be left."""
+    rng = np.random.default_rng(1)
+    shift, turn = rng.normal(0, 5, (20, 2)), rng.normal(0, 0.03, 20)
+    middle = np.array([99.5, 99.5])
+
+    def move(z: int, p: np.ndarray) -> np.ndarray:
+        from_middle = p - middle
+        return shift[z] + turn[z] * from_middle[:, ::-1] * [-1, 1] - 1e-3 * z * from_middle
+
+    solution = solve(synthetic_pairs(move, 20, 200), range(20), 200, 200, SETTINGS)
+    scales = [np.sqrt(np.linalg.det(m[:, :2])) for m in solution.matrices]
+    undone = np.polyfit(range(20), scales, 1)[0] / -1e-3
+    assert abs(undone) < 0.1
+
+
 def test_wrong_correspondences_have_no_say() -> None:
     rng = np.random.default_rng(0)
     jitter = rng.normal(0, 3, (30, 2))

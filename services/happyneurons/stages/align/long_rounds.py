@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from happyneurons.jobs.stage import Context, Round, Task, TaskResult
 from happyneurons.stages.align.stage import good_sections, is_long, matched_stack, write_placed
+
+if TYPE_CHECKING:
+    from happyneurons.stages.align.solve import AffineMaps
 
 
 class SolveAffine(Round):
@@ -22,9 +25,18 @@ class SolveAffine(Round):
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
         from happyneurons.stages.align.windows import affine_maps
 
-        matrices, jitter_px = affine_maps(matched_stack(context))
-        context.output_store("stack").put_arrays(self.path, matrices=matrices)
-        return TaskResult(data={"jitter_px": jitter_px})
+        found = affine_maps(matched_stack(context))
+        context.output_store("stack").put_arrays(self.path, matrices=found.matrices, drift=found.drift)
+        return TaskResult(data={"jitter_px": found.jitter_px})
+
+    @classmethod
+    def result(cls, context: Context[Any]) -> AffineMaps:
+        """What the task found."""
+        from happyneurons.stages.align.solve import AffineMaps
+
+        arrays = context.output_store("stack").get_arrays(cls.path)
+        jitter_px = next(data["jitter_px"] for _, data in context.results(cls.name))
+        return AffineMaps(arrays["matrices"], arrays["drift"], jitter_px)
 
 
 class SolveWindows(Round):
@@ -47,8 +59,7 @@ class SolveWindows(Round):
         from happyneurons.stages.align.windows import Window, elastic_shifts
 
         store, window = context.output_store("stack"), Window(task.payload["start"], task.payload["stop"])
-        matrices = store.get_arrays(SolveAffine.path)["matrices"]
-        shifts, distortion_px = elastic_shifts(matched_stack(context), window, matrices)
+        shifts, distortion_px = elastic_shifts(matched_stack(context), window, SolveAffine.result(context))
         store.put_arrays(self.path(window.start), shifts=shifts)
         return TaskResult(data={"distortion_px": float(distortion_px)})
 
@@ -68,8 +79,6 @@ class PlaceWindows(Round):
         from happyneurons.stages.align.windows import place_windows, windows_of
 
         store, stack = context.output_store("stack"), matched_stack(context)
-        matrices = store.get_arrays(SolveAffine.path)["matrices"]
-        jitter_px = next(data["jitter_px"] for _, data in context.results(SolveAffine.name))
         distortion_px = float(np.median([data["distortion_px"] for _, data in context.results(SolveWindows.name)]))
         solved = [(w, store.get_arrays(SolveWindows.path(w.start))["shifts"]) for w in windows_of(stack)]
-        return write_placed(context, place_windows(stack, matrices, jitter_px, solved, distortion_px))
+        return write_placed(context, place_windows(stack, SolveAffine.result(context), solved, distortion_px))

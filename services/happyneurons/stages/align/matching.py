@@ -116,8 +116,7 @@ def _centres(count: int, pitch_px: float) -> Doubles:
 
 
 def _affine_grid(matrix: Doubles, x: Doubles, y: Doubles) -> Doubles:
-    points = np.stack(np.meshgrid(x, y), axis=-1)
-    return points @ matrix[:, :2].T + matrix[:, 2]
+    return np.stack([(m[0] * x + m[2]) + (m[1] * y)[:, None] for m in matrix], axis=-1)
 
 
 def _cell(level: Level) -> int:
@@ -212,7 +211,9 @@ def _agreeing(shift: Floats, found: NDArray[np.bool_], tolerance_px: float = 1.5
     A vote, not a distance from the median: both sides of a fold have neighbours that agree.
     """
     pad = 2
-    wide = np.pad(shift, ((pad, pad), (pad, pad), (0, 0)))
+    # One component after the other in memory: four times as fast.
+    parts = np.ascontiguousarray(np.moveaxis(shift, -1, 0))
+    wide = np.pad(parts, ((0, 0), (pad, pad), (pad, pad)))
     there = np.pad(found, pad)
     height, width = found.shape
     votes, voters = np.zeros(found.shape, np.int32), np.zeros(found.shape, np.int32)
@@ -221,7 +222,8 @@ def _agreeing(shift: Floats, found: NDArray[np.bool_], tolerance_px: float = 1.5
             if dy == dx == pad:
                 continue
             other = there[dy : dy + height, dx : dx + width]
-            near = np.abs(wide[dy : dy + height, dx : dx + width] - shift).max(axis=-1) < tolerance_px
+            apart = np.abs(wide[:, dy : dy + height, dx : dx + width] - parts)
+            near = np.maximum(apart[0], apart[1]) < tolerance_px
             voters += other
             votes += other & near
     return np.asarray(found & (votes >= 3) & (3 * votes >= voters))

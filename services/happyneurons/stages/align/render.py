@@ -30,8 +30,9 @@ def draw_block(
     Grey 0 stays "no picture": it appears where the section does not reach, and nowhere else.
     """
     y0, x0, y1, x1 = box
-    # 8 px: grid nodes lie closer than 32 px in small sections, and rows of equal brightness show any kink.
-    field, start, stop = warp.relative_inverse_field(x0, y0, x1 - x0, y1 - y0, 8, _RIM_PX)
+    # Rows of equal brightness show kinks that lie far from the grid's own: a cell has four samples a side.
+    step = int(min(16, max(8, warp.spacing_px // 4)))
+    field, start, stop = warp.relative_inverse_field(x0, y0, x1 - x0, y1 - y0, step, _RIM_PX)
     _, top, left = source.start_zyx
     _, bottom, right = source.stop_zyx
     picture = np.zeros((y1 - y0, x1 - x0), np.uint8)
@@ -45,7 +46,7 @@ def draw_block(
         field = field + (start - a0).astype(np.float32)
     drawn = cv2.remap(pixels, field, None, INTERPOLATIONS[interpolation], borderMode=cv2.BORDER_REPLICATE)
     picture = np.maximum(drawn, 1)
-    if (a0 != start).any() or (a1 != stop).any() or not pixels.all():
+    if (a0 != start).any() or (a1 != stop).any() or cv2.countNonZero(pixels) < pixels.size:
         there = cv2.remap(
             (pixels > 0).astype(np.uint8), field, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT
         )  # fmt: skip

@@ -12,8 +12,10 @@ from the data and are smooth over a range (a Gaussian field with precision (κ²
 Rue and Lindström 2011); the drift V is as smooth, and persists over some distance in z (first-order
 autoregressive). Both keep the stack's scale and place: nothing gains by shrinking or wandering off.
 
-First U and V are affine, then they live on the nodes of a grid. Each is solved by reweighted least
-squares (Cauchy weights), so that wrong correspondences lose their say.
+First U and V are affine, then they live on the nodes of a grid and are about what is left. Each is solved
+by reweighted least squares (Cauchy weights), so that wrong correspondences lose their say. Affine U
+has four sizes of its own, each estimated: sections are shifted and turned by much, shrunk by less and
+sheared by little, so that shear and growth that persist are told to be the tissue's.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from happyneurons.stages.align.system import Basis, Doubles, NodeGrid, Pair, System
+from happyneurons.stages.align.system import Doubles, NodeGrid, Pair, System
 
 # A pair's correspondences say as much about its affine map as this many independent ones would.
 _INDEPENDENT_POINTS = 12.0
+# Turn, growth and shear of the tissue (px at a section's border), as part of `drift_px`.
+_LINEAR_DRIFT = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,9 @@ def solve(
     grid = NodeGrid(width, height, settings.node_spacing_px)
     if not pairs:
         return Solution(_identities(k), np.zeros((k, *grid.shape, 2)), 0.0, 0.0)
-    matrices, jitter = solve_affine(pairs, gaps, width, height, settings)
-    shifts, distortion = solve_elastic(pairs, gaps, matrices, grid, settings, weak)
-    return centred(Solution(matrices, shifts, jitter, distortion), grid)
+    affine = solve_affine(pairs, gaps, width, height, settings)
+    shifts, distortion = solve_elastic(pairs, gaps, affine, grid, settings, weak)
+    return centred(Solution(affine.matrices, shifts, affine.jitter_px, distortion), grid)
 
 
 def centred(solution: Solution, grid: NodeGrid) -> Solution:
@@ -120,58 +124,105 @@ def centred(solution: Solution, grid: NodeGrid) -> Solution:
 # --- affine --------------------------------------------------------------------------------------
 
 
-def solve_affine(
-    pairs: Sequence[Pair], gaps: Doubles, width: int, height: int, settings: SolveSettings
-) -> tuple[Doubles, float]:
-    """(k, 2, 3) affine maps of k sections, gaps (k - 1,) apart, and the rms of their shifts (px)."""
-    centre = np.array([(width - 1) / 2, (height - 1) / 2])
-    half = max(width, height) / 2
+@dataclass(frozen=True)
+class AffineMaps:
+    """What whole sections do: their own maps, and how the tissue moves between them."""
+
+    matrices: Doubles
+    """(k, 2, 3) of the sections."""
+    drift: Doubles
+    """(k - 1, 2, 3): how far its turn, growth and shear move the tissue at a point, px per section, in the intervals
+    between them."""
+    jitter_px: float
+    """rms of the sections' own shifts."""
+
+    def part(self, start: int, stop: int) -> AffineMaps:
+        """Of the sections start <= k < stop."""
+        return AffineMaps(self.matrices[start:stop], self.drift[start : stop - 1], self.jitter_px)
+
+
+def solve_affine(pairs: Sequence[Pair], gaps: Doubles, width: int, height: int, settings: SolveSettings) -> AffineMaps:
+    """Affine maps of k sections, gaps (k - 1,) apart.
+
+    Unknowns of a section (see `_coefficients`): shift x, shift y, turn, growth, two shears; px, all but
+    the shifts at half the section's size from its middle.
+    """
+    size = np.array([width - 1, height - 1], dtype=np.float64)
+    centre, half = size / 2, max(width, height) / 2
+    # Four points with the mean and the spread of all of a section's points stand for a pair's map.
+    corners = centre + size / np.sqrt(12) * np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]])
+    fits = [_pair_affine(pair, centre, half) for pair in pairs]
+    ends = [corners + _linear_terms(corners, centre, half) @ fit for fit in fits]
+    stand_ins = [Pair(p.a, p.b, corners, end, np.ones(4)) for p, end in zip(pairs, ends, strict=True)]
 
     def basis(points: Doubles) -> Any:
-        scaled = (points - centre) / half
-        return sp.csr_matrix(np.column_stack([np.ones(len(points)), scaled]))
+        """Two rows a point, for x and y."""
+        one, x, y = _linear_terms(points, centre, half).T
+        none = np.zeros_like(x)
+        in_x, in_y = [one, none, -y, x, x, y], [none, one, x, y, -y, x]
+        return sp.csr_matrix(np.stack([np.column_stack(in_x), np.column_stack(in_y)], axis=1).reshape(-1, 6))
 
-    fits = {(pair.a, pair.b): _pair_affine(pair, basis) for pair in pairs}
-    drift = settings.drift_px * np.array([1.0, 0.5, 0.5])
-    jitter = np.maximum(_estimate_jitter({key: fit[0] for key, fit in fits.items()}, gaps, drift), [0.2, 0.1, 0.1])
-    residual = float(np.median([fit[1] for fit in fits.values()]))
-    system = System(pairs, gaps, basis)
-    prior_u = sp.block_diag([sp.diags(1 / jitter**2)] * (len(gaps) + 1))
-    prior_v = sp.diags(1 / drift**2)
-    counts = np.concatenate([np.full(len(p.weight), float(len(p.weight))) for p in pairs])
-    weight = system.weight * min(1.0, _INDEPENDENT_POINTS / float(counts.min())) * counts.min() / counts
-    scale = max(residual, settings.noise_px)
-    u = system.solve(prior_u, prior_v, settings.drift_persistence, weight, scale, system.offset, exact=True)
-    matrices = _identities(len(gaps) + 1)
-    matrices[:, :, :2] += np.swapaxes(u[:, 1:], 1, 2) / half
-    matrices[:, :, 2] += u[:, 0] - np.einsum("kij,j->ki", matrices[:, :, :2] - np.eye(2), centre)
-    return matrices, float(jitter[0])
+    drift = settings.drift_px * np.array([1.0, 1.0, *[_LINEAR_DRIFT] * 4])
+    coefficients = {(p.a, p.b): _coefficients(fit) for p, fit in zip(pairs, fits, strict=True)}
+    jitter = np.maximum(_estimate_jitter(coefficients, gaps, drift), [0.2, 0.2, 0.1, 0.1, 0.1, 0.1])
+    system = System(stand_ins, gaps, basis)
+    u, v = system.solve(
+        sp.diags(np.tile(1 / jitter**2, len(gaps) + 1)), sp.diags(1 / drift**2), settings.drift_persistence,
+        np.repeat(system.weight, 2) * _INDEPENDENT_POINTS / 4, settings.noise_px, system.offset.reshape(-1, 1),
+        exact=True,
+    )  # fmt: skip
+    matrices = _identities(len(gaps) + 1) + _matrices(u[..., 0], centre, half)
+    # Sections are shifted by so much more than tissue that a short stack hardly tells its shift from theirs: the
+    # elastic solve, which knows how far it may differ from place to place, errs less.
+    linear_drift = v[..., 0] * [0, 0, 1, 1, 1, 1]
+    return AffineMaps(matrices, _matrices(linear_drift, centre, half), float(jitter[0]))
+
+
+def _linear_terms(points: Doubles, centre: Doubles, half: float) -> Doubles:
+    return np.column_stack([np.ones(len(points)), (points - centre) / half])
+
+
+def _coefficients(fit: Doubles) -> Doubles:
+    """(6,) shift x, shift y, turn, growth and two shears of a (3, 2) fit of `_linear_terms`."""
+    shift, by_x, by_y = fit
+    turn, growth = (by_x[1] - by_y[0]) / 2, (by_x[0] + by_y[1]) / 2
+    return np.array([*shift, turn, growth, (by_x[0] - by_y[1]) / 2, (by_x[1] + by_y[0]) / 2])
+
+
+def _matrices(coefficients: Doubles, centre: Doubles, half: float) -> Doubles:
+    """(n, 2, 3) matrices of the displacements that (n, 6) coefficients stand for (see `_coefficients`)."""
+    shift_x, shift_y, turn, growth, shear, shear_45 = coefficients.T
+    rows = [[growth + shear, shear_45 - turn], [shear_45 + turn, growth - shear]]
+    linear = np.moveaxis(np.array(rows), 2, 0) / half
+    shift = np.column_stack([shift_x, shift_y]) - np.einsum("nij,j->ni", linear, centre)
+    return np.concatenate([linear, shift[:, :, None]], axis=2)
 
 
 def _estimate_jitter(fits: Mapping[tuple[int, int], Doubles], gaps: Doubles, drift: Doubles) -> Doubles:
-    """rms of each affine coefficient of the sections' own distortions, (3,), from the pairs' (3, 2) fits.
+    """rms of each coefficient of the sections' own affine maps, (6,), from the pairs' (see `_coefficients`).
 
     Second differences along z leave independent distortions and remove what persists; in a short
     stack there are too few of them, so that the first differences, less the expected drift, count too.
     """
     series = {a: fits[a, a + 1] for a in range(len(gaps)) if (a, a + 1) in fits}
-    first = np.array([np.mean(np.square(f), axis=1) - (gaps[a] * drift) ** 2 for a, f in series.items()])
-    second = np.array([np.mean(np.square(series[a + 1] - series[a]), axis=1) for a in series if a + 1 in series])
-    variance = np.zeros(3)
+    first = np.array([f**2 - (gaps[a] * drift) ** 2 for a, f in series.items()])
+    second = np.array([(series[a + 1] - series[a]) ** 2 for a in series if a + 1 in series])
+    variance = np.zeros(6)
     if len(first):
         variance = first.mean(axis=0) / 2
     if len(second):
         variance = np.maximum(variance, second.mean(axis=0) / 6)
+    # Neither x and y nor the two directions of shear differ.
+    variance[:2], variance[4:] = variance[:2].mean(), variance[4:].mean()
     return np.asarray(np.sqrt(np.maximum(variance, 0)))
 
 
-def _pair_affine(pair: Pair, basis: Basis) -> tuple[Doubles, float]:
-    """Robust affine fit of a pair's displacement: (3, 2) coefficients and the rms of what is left."""
-    design = basis(pair.a_xy).toarray()
+def _pair_affine(pair: Pair, centre: Doubles, half: float) -> Doubles:
+    """(3, 2) robust fit of a pair's displacement by `_linear_terms`."""
+    design = _linear_terms(pair.a_xy, centre, half)
     moved = pair.b_xy - pair.a_xy
     weight = pair.weight
     fit = np.zeros((3, 2))
-    scale = 1.0
     for _ in range(5):
         weighted = design * weight[:, None]
         normal = np.einsum("ni,nj->ij", weighted, design) + 1e-9 * np.eye(3)
@@ -179,7 +230,7 @@ def _pair_affine(pair: Pair, basis: Basis) -> tuple[Doubles, float]:
         miss = np.linalg.norm(moved - np.einsum("ni,ij->nj", design, fit), axis=1)
         scale = max(0.05, float(np.median(miss)))
         weight = pair.weight / (1 + (miss / (3 * scale)) ** 2)
-    return fit, scale
+    return fit
 
 
 # --- elastic -------------------------------------------------------------------------------------
@@ -188,15 +239,15 @@ def _pair_affine(pair: Pair, basis: Basis) -> tuple[Doubles, float]:
 def solve_elastic(
     pairs: Sequence[Pair],
     gaps: Doubles,
-    matrices: Doubles,
+    affine: AffineMaps,
     grid: NodeGrid,
     settings: SolveSettings,
     weak: Sequence[Doubles | None] | None,
 ) -> tuple[Doubles, float]:
-    """(k, ny, nx, 2) shifts of the nodes beyond given affine maps, and the rms of elastic distortion (px)."""
+    """(k, ny, nx, 2) shifts of the nodes beyond affine maps, and the rms of elastic distortion (px)."""
     count = len(gaps) + 1
-    system = System(pairs, gaps, grid.basis)
-    offset = np.concatenate([apply(matrices[p.b], p.b_xy) - apply(matrices[p.a], p.a_xy) for p in pairs])
+    system = System(pairs, gaps, grid.basis, grid.coarse())
+    offset = np.concatenate([_beyond(affine, pair, gaps) for pair in pairs])
     distortion = settings.distortion_px or _estimate_distortion(pairs, offset, grid)
     plain = grid.precision(distortion, settings.distortion_range_px)
     stiff = weak or [None] * count
@@ -204,8 +255,15 @@ def solve_elastic(
         [plain if s is None else grid.precision(distortion, settings.distortion_range_px, s) for s in stiff]
     )
     prior_v = grid.precision(settings.drift_px, settings.drift_range_px)
-    u = system.solve(prior_u, prior_v, settings.drift_persistence, system.weight, settings.noise_px, offset)
+    u, _ = system.solve(prior_u, prior_v, settings.drift_persistence, system.weight, settings.noise_px, offset)
     return u.reshape(count, *grid.shape, 2), distortion
+
+
+def _beyond(affine: AffineMaps, pair: Pair, gaps: Doubles) -> Doubles:
+    """(n, 2) displacement of a pair's points that neither its sections' affine maps nor affine drift explain."""
+    drift = np.einsum("n,nij->ij", gaps[pair.a : pair.b], affine.drift[pair.a : pair.b])
+    moved = apply(affine.matrices[pair.b], pair.b_xy) - apply(affine.matrices[pair.a], pair.a_xy)
+    return np.asarray(moved - apply(drift, pair.a_xy))
 
 
 def _estimate_distortion(pairs: Sequence[Pair], offset: Doubles, grid: NodeGrid) -> float:

@@ -359,7 +359,7 @@ class Align(Stage[AlignParams]):
     (the averaged pictures they were found in) and `solution.json` (figures of all sections); with the
     aligntk backend, `aligntk/` (its programs' maps and scores; docs/align.md)."""
 
-    name, version = "align", "2"
+    name, version = "align", "3"
     summary = "Aligns the sections of a stack elastically; bridges bad ones; keeps scale and oblique tissue as they are"
     Params = AlignParams
     inputs = {"stack": InputSpec("section_stack", "sections, each roughly in place")}

@@ -13,7 +13,7 @@ from scipy.sparse.linalg import splu
 
 Doubles = NDArray[np.float64]
 Basis = Callable[[Doubles], Any]
-"""(n, 2) points → (n, coefficients) sparse matrix: the value at a point of the map with given coefficients."""
+"""(n, 2) points → (rows, coefficients) sparse matrix: values at the points of the map with given coefficients."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,12 @@ class NodeGrid:
         rows = np.arange(0, 4 * len(points) + 1, 4)
         return sp.csr_matrix((values.ravel(), columns.ravel(), rows), shape=(len(points), self.count))
 
+    def coarse(self, factor: int = 4) -> Any:
+        """(nodes, fewer nodes): what a grid of `factor` times the spacing says at the nodes."""
+        ny, nx = self.shape
+        nodes = np.stack(np.meshgrid(np.arange(nx), np.arange(ny)), axis=-1).reshape(-1, 2).astype(np.float64)
+        return NodeGrid(nx, ny, float(factor)).basis(nodes)
+
     def precision(self, rms_px: float, range_px: float, stiffness: Doubles | None = None) -> Any:
         """Precision matrix of a smooth random field of that size and range (Matérn, ν = 1).
 
@@ -72,8 +78,10 @@ class NodeGrid:
 class System:
     """Unknowns: coefficients of U for k sections, then of V for the k − 1 intervals between them."""
 
-    def __init__(self, pairs: Sequence[Pair], gaps: Doubles, basis: Basis) -> None:
+    def __init__(self, pairs: Sequence[Pair], gaps: Doubles, basis: Basis, coarse: Any = None) -> None:
+        """coarse (coefficients, fewer): smooth maps, which alone couple many sections, as the basis has them."""
         self.gaps = gaps
+        self.coarse = coarse
         self.sections = len(gaps) + 1
         rows = []
         for pair in pairs:
@@ -89,11 +97,11 @@ class System:
     def solve(
         self, prior_u: Any, prior_v: Any, persistence: float, weight: Doubles, noise_px: float,
         offset: Doubles, exact: bool = False,
-    ) -> Doubles:  # fmt: skip
-        """(k, coefficients, 2) of U. offset (rows, 2): T_b(q) − T_a(p) with U = 0."""
+    ) -> tuple[Doubles, Doubles]:  # fmt: skip
+        """(k, coefficients, c) of U and (k − 1, coefficients, c) of V. offset (rows, c): T_b(q) − T_a(p) with U = 0."""
         prior = sp.block_diag([prior_u, sp.kron(_autoregressive(self.gaps, persistence), prior_v)]).tocsc()
         design, transposed = self.design, self.design.T.tocsr()
-        x = np.zeros((design.shape[1], 2))
+        x = np.zeros((design.shape[1], offset.shape[1]))
         robust = np.ones(len(weight))
         for goal in (1e-6, 1e-6, 1e-6, 1e-10):
             w = weight * robust / noise_px**2
@@ -103,24 +111,31 @@ class System:
             miss = np.linalg.norm(offset + design @ x, axis=1)
             scale = max(2 * noise_px, 3 * float(np.median(miss)))
             robust = 1 / (1 + (miss / scale) ** 2)
-        return x[: self.sections * self.size].reshape(self.sections, self.size, 2)
+        coefficients = x.reshape(2 * self.sections - 1, self.size, -1)
+        return coefficients[: self.sections], coefficients[self.sections :]
 
     def _conjugate_gradient(self, normal: Any, right: Doubles, start: Doubles, goal: float) -> Doubles:
-        """Both right-hand sides at once, preconditioned by the blocks of single sections and intervals.
+        """All right-hand sides at once; without BLAS: the same bits with any number of threads.
 
-        Without BLAS: the same bits with any number of threads.
+        Preconditioned by the blocks of single sections and intervals, which know nothing of each
+        other, plus the problem of the coarse maps of all of them, solved at once.
         """
         blocks = [normal[i : i + self.size, i : i + self.size] for i in range(0, normal.shape[0], self.size)]
-        preconditioner = splu(
-            sp.block_diag(blocks).tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True}
-        )
         matrix = normal.tocsr()
+        single = _factorized(sp.block_diag(blocks))
+        spread = sp.kron(sp.identity(len(blocks)), self.coarse, format="csr")
+        gather = spread.T.tocsr()
+        together = _factorized(gather @ matrix @ spread)
+
+        def precondition(r: Doubles) -> Doubles:
+            return np.asarray(single.solve(r) + spread @ together.solve(gather @ r))
+
         x = start.copy()
         r = right - matrix @ x
-        y = preconditioner.solve(r)
+        y = precondition(r)
         p = y.copy()
         ry = _dot(r, y)
-        limit = goal * np.maximum(_dot(right, preconditioner.solve(right)), 1e-30)
+        limit = goal * np.maximum(_dot(right, precondition(right)), 1e-30)
         for _ in range(2000):
             if (ry <= limit).all():
                 break
@@ -128,14 +143,19 @@ class System:
             step = ry / np.maximum(_dot(p, ap), 1e-300)
             x += step * p
             r -= step * ap
-            y = preconditioner.solve(r)
+            y = precondition(r)
             before, ry = ry, _dot(r, y)
             p = y + (ry / np.maximum(before, 1e-300)) * p
         return x
 
 
+def _factorized(matrix: Any) -> Any:
+    """Of a symmetric matrix."""
+    return splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True})
+
+
 def _dot(a: Doubles, b: Doubles) -> Doubles:
-    """Products of the columns of two (n, 2) arrays; a plain loop in C, unlike BLAS or a reduction over rows."""
+    """Products of the columns of two (n, c) arrays; a plain loop in C, unlike BLAS or a reduction over rows."""
     return np.asarray(np.einsum("ij,ij->j", a, b))
 
 

@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 
 from happyneurons.stages.align.placing import MatchedStack, Placed, placed
-from happyneurons.stages.align.solve import Solution, centred, solve_affine, solve_elastic
+from happyneurons.stages.align.solve import AffineMaps, Solution, centred, solve_affine, solve_elastic
 from happyneurons.stages.align.system import Doubles
 
 # Points of a pair that tell its affine map, and by which a section is judged.
@@ -56,27 +56,26 @@ def windows_of(stack: MatchedStack) -> list[Window]:
     return windows(len(stack.kept), stack.params.window_sections, stack.params.window_overlap)
 
 
-def affine_maps(stack: MatchedStack) -> tuple[Doubles, float]:
-    """(k, 2, 3) affine maps of all sections, and the rms of their shifts (px)."""
+def affine_maps(stack: MatchedStack) -> AffineMaps:
+    """Affine maps of all sections."""
     return solve_affine(stack.points(stack.kept, _POINTS), _gaps(stack.kept), *stack.size, stack.settings)
 
 
-def elastic_shifts(stack: MatchedStack, window: Window, matrices: Doubles) -> tuple[Doubles, float]:
+def elastic_shifts(stack: MatchedStack, window: Window, affine: AffineMaps) -> tuple[Doubles, float]:
     """(sections of the window, ny, nx, 2) shifts of their nodes, and the rms of elastic distortion (px)."""
     sections = stack.kept[window.start : window.stop]
     found = stack.points(sections)
     if not found:
         return np.zeros((len(sections), *stack.grid.shape, 2)), 0.0
     return solve_elastic(
-        found, _gaps(sections), matrices[window.start : window.stop], stack.grid, stack.settings,
+        found, _gaps(sections), affine.part(window.start, window.stop), stack.grid, stack.settings,
         stack.stiffnesses(sections),
     )  # fmt: skip
 
 
 def place_windows(
     stack: MatchedStack,
-    matrices: Doubles,
-    jitter_px: float,
+    affine: AffineMaps,
     solved: Sequence[tuple[Window, Doubles]],
     distortion_px: float,
 ) -> Placed:
@@ -85,7 +84,7 @@ def place_windows(
     order = [window for window, _ in solved]
     for i, (window, found) in enumerate(solved):
         shifts[window.start : window.stop] += weights(order, i)[:, None, None, None] * found
-    solution = centred(Solution(matrices, shifts, jitter_px, distortion_px), stack.grid)
+    solution = centred(Solution(affine.matrices, shifts, affine.jitter_px, distortion_px), stack.grid)
     return placed(stack, solution, stack.points(stack.kept, _POINTS))
 
 
