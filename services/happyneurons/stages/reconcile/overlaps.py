@@ -8,10 +8,10 @@ agree. Regions p of box A and q of box B in the overlap agree if all of these ho
 - of the voxels of p that B labelled at all, at least `min_agreement` lie in q, and the same the
   other way round. What B left unsegmented is no disagreement: FFN segments end a little before
   the faces of their box;
-- they share at least `min_coverage` of all voxels of p, and of q, and `min_coverage_of_one` of one
-  of them: a segment that bleeds into an object that the other box left empty does not get it. What is
-  small in one box, as near the face that the network could not be centred at, lies in the other's.
-  Two that each hold less than half of the other are rather two objects that meet;
+- they share at least `min_coverage` of all voxels of p, and of q: a segment that bleeds a little
+  into an object that the other box left empty does not get it;
+- one of them has `min_coverage_of_one` of its voxels in the other. Two that are both mostly where the
+  other box has nothing are rather two objects that meet, one of which bled into the other;
 - each is the other's best partner (largest shared count, then smallest id). With `min_agreement`
   above one half this follows.
 
@@ -28,11 +28,12 @@ split in the other box raises the same doubt, wrongly; it then costs a split mor
 cheaper error. On input without errors nothing is doubted, and pieces make the result exact.
 
 A segment also goes with one of the other box that *contains* it in the overlap, doubted or not:
-they share `min_contained_voxels` or more, and the contained one alone has the agreement and
-`min_coverage_of_one`. That repairs what only one of the two boxes split, and spreads what only one merged. Networks
-are trained and used so that they rather split, and the more voxels are shared, the surer it is: of
-Google's network on FIB-25, in 27 boxes that overlap by 32, all 50 such pairs that share 2,000 voxels
-or more are of one neuron, of 57 that share less 23 are of two.
+they share `min_contained_voxels` or more, and `min_agreement` and `min_coverage` are asked of the
+contained one only (two that meet are not joined so, either). That repairs what only one of the two
+boxes split, and spreads what only one merged. Networks are trained and used so that they rather
+split, and the more voxels are shared, the surer it is: of Google's network on FIB-25, in 27 boxes
+that overlap by 32, all 50 such pairs that share 2,000 voxels or more are of one neuron, of 57 that
+share less 23 are of two.
 """
 
 from __future__ import annotations
@@ -122,12 +123,12 @@ class _Comparison:
         # Share of either region, of what the other box labelled of it, that lies in the other.
         self._share_a, self._share_b = n / labelled_a(p), n / labelled_b(q)
         cover_a, cover_b = n / all_a(p), n / all_b(q)
-        in_b, in_a = self._share_a >= rules.min_agreement, self._share_b >= rules.min_agreement
-        low, high = np.minimum(cover_a, cover_b), np.maximum(cover_a, cover_b)
-        covered = (low >= rules.min_coverage) & (high >= rules.min_coverage_of_one)
-        self.agree = in_a & in_b & covered & _best(p, q, n) & _best(q, p, n)
-        contained = (in_b & (cover_a >= rules.min_coverage_of_one)) | (in_a & (cover_b >= rules.min_coverage_of_one))
-        self.contained = (n >= rules.min_contained_voxels) & contained
+        a_in_b = (self._share_a >= rules.min_agreement) & (cover_a >= rules.min_coverage)
+        b_in_a = (self._share_b >= rules.min_agreement) & (cover_b >= rules.min_coverage)
+        # Whatever both labelled agrees, but it is the lesser part of either.
+        meeting = a_in_b & b_in_a & (np.maximum(cover_a, cover_b) < rules.min_coverage_of_one)
+        self.agree = a_in_b & b_in_a & ~meeting & _best(p, q, n) & _best(q, p, n)
+        self.contained = (n >= rules.min_contained_voxels) & (a_in_b | b_in_a) & ~meeting
         if rules.min_contained_voxels == 0:
             self.contained[:] = False
 

@@ -35,20 +35,20 @@ class ReconcileParams(StageParams):
         0.5,
         ge=0.0,
         le=1.0,
-        description="Share of all voxels of one of the two pieces, whichever, that must lie in the other. Two that are "
-        "both mostly where the other subvolume has nothing are rather two objects that meet",
+        description="Two that agree on all that both subvolumes labelled are still not joined if less than this share "
+        "of either lies in the other, the rest being where the other subvolume has nothing: two objects that meet",
     )
     min_contained_voxels: int = Field(
         2000,
         ge=0,
         description="Segments that share so many voxels are also joined if only one of the two lies in the other, by "
-        "min_agreement and min_coverage_of_one; 0: never. Repairs what one of two subvolumes split, spreads what one of them "
+        "min_agreement and min_coverage; 0: never. Repairs what one of two subvolumes split, spreads what one of them "
         "merged: higher, or 0, where mergers are common",
     )
     neighbours: Literal["faces", "all"] = Field(
-        "all",
-        description="Which overlaps give evidence: those of subvolumes beside one another only, or also those that "
-        "share an edge or a corner: what two subvolumes cannot tell, a third may have seen whole",
+        "faces",
+        description="Which overlaps give evidence: those of subvolumes beside one another, or also those that share "
+        "only an edge or a corner (small overlaps: weaker evidence, of use where subvolumes are missing)",
     )
     fill: bool = Field(
         True, description="Voxels that their own subvolume left unsegmented take the segment of an overlapping one"
