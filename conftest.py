@@ -12,6 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import signal
 
+import hypothesis
 import pytest
 
 from happyneurons.store.documents import Store
@@ -22,6 +23,12 @@ pytest.register_assert_rewrite("tests.executors.conformance")
 # A shell that starts something in the background lets it ignore Ctrl-C, and so all that it starts: tests would wait
 # in vain for what they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A machine that stands still for a second fails no test.
+hypothesis.settings.register_profile(
+    "any-speed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any-speed")
 
 SHARED_DATA = Path(__file__).resolve().parent.parent / "shared" / "data"
 
