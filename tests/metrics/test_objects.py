@@ -20,7 +20,7 @@ def equal(a: PairTable | Contingency, b: PairTable | Contingency) -> bool:
     return all(np.array_equal(array, b.arrays()[name]) for name, array in a.arrays().items())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LABELS, LABELS)
 def test_contributions_add_up_to_the_variation_of_information(truth, segmentation):
     table = PairTable.of(truth, segmentation, (0, 0, 0))
@@ -38,7 +38,7 @@ def test_contributions_add_up_to_the_variation_of_information(truth, segmentatio
     assert np.array_equal(segments.ids, np.unique(segmentation[inside & (segmentation > 0)]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LABELS, LABELS, st.permutations(range(4)))
 def test_a_place_carries_its_pair_and_blocks_can_be_added_in_any_order(truth, segmentation, order):
     halves = [(z, x) for z in (slice(0, 2), slice(2, 3)) for x in (slice(0, 4), slice(4, 7))]
@@ -71,7 +71,7 @@ def test_the_costliest_mistakes_come_first():
     assert found.place_zyx.tolist() == [[7, 1, 45], [7, 1, 92]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(arrays(np.uint32, (6, 7, 8), elements=st.sampled_from([0, 0, 0, 0, 0, 1, 2])), st.integers(1, 3))
 def test_fill_reaches_as_far_as_it_is_told_and_is_the_same_in_a_part(segmentation, reach):
     filled, unlimited = fill_nearest(segmentation, reach), fill_nearest(segmentation)

@@ -39,7 +39,7 @@ def test_published_ffn_result_scores_as_with_skimage(shared_data: Path) -> None:
     check_against_skimage(segmentation, truth)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrays(np.uint32, (2, 3, 4, 5), elements=st.integers(0, 4)))
 def test_random_labels_score_as_with_skimage(labels: np.ndarray) -> None:
     segmentation, truth = labels
@@ -49,7 +49,7 @@ def test_random_labels_score_as_with_skimage(labels: np.ndarray) -> None:
         check_against_skimage(segmentation, truth)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrays(np.uint64, (2, 64), elements=st.sampled_from([0, 1, 2, 2**40, 2**63 + 5])), st.integers(1, 63))
 def test_blocks_add_up_to_the_whole(labels: np.ndarray, cut: int) -> None:
     whole = Contingency.of(*labels)

@@ -222,7 +222,7 @@ class TestJoining:
         apart=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), max_size=3),
         order=st.randoms(use_true_random=False),
     )
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_the_order_of_pairs_changes_nothing(self, raw: Any, apart: Any, order: Any) -> None:
         unique = {(min(a, b), max(a, b)): score / 4 for a, b, score in raw if a != b}
         pairs = [Pair(a, b, score) for (a, b), score in unique.items()]

@@ -151,7 +151,7 @@ def test_ranks_and_kills_change_nothing(store: Store, inputs: Any, tmp_path: Pat
     connectivity=st.sampled_from([6, 26]),
     labelled_in=st.sampled_from(["first", "all"]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_eight_blocks_give_what_one_gives(labels: Any, cut: Any, connectivity: Any, labelled_in: Any) -> None:
     """Blocks down to one voxel thick, noise for labels: every way in which voxels can touch occurs."""
     ranges = [((0, c), (c, n)) for c, n in zip(cut, labels.shape[1:], strict=True)]

@@ -55,7 +55,7 @@ def check_same_objects(found: np.ndarray, expected: np.ndarray) -> None:
     assert ((found == 0) == (expected == 0)).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     arrays(np.uint32, st.tuples(*[st.integers(1, 6)] * 3), elements=st.sampled_from([0, 0, 0, 1, 1, 2])),
     st.tuples(*[st.integers(2, 4)] * 3),

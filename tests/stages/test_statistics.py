@@ -280,7 +280,7 @@ def test_an_image_is_no_segmentation(tmp_path: Path) -> None:
         run_stage(Store(str(tmp_path / "store")), "statistics", inputs={"segmentation": uri})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     labels=arrays(np.uint64, (5, 6, 7), elements=st.sampled_from([0, 1, 2, 2**63 + 5])),
     cut=st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6)),

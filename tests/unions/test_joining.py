@@ -106,7 +106,7 @@ def worlds(draw: Any) -> tuple[Triple, list[int], list[tuple[int, int, bool]], s
 
 @given(world=worlds(), leaf_edge=st.integers(1, 2), min_voxels=st.integers(0, 12), order=st.randoms())
 @example(world=((1, 1, 1), [], [], set(), [], set()), leaf_edge=1, min_voxels=0, order=random.Random(0))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_groups_find_what_one_union_find_finds(world: Any, leaf_edge: int, min_voxels: int, order: Any) -> None:
     shape, of_segment, pairs, doubted, voxels, lost = world
     tree = GroupTree(shape, leaf_edge)
@@ -152,7 +152,7 @@ def test_groups_find_what_one_union_find_finds(world: Any, leaf_edge: int, min_v
     raw=st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=60),
     order=st.randoms(use_true_random=False),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_components_do_not_depend_on_the_order_of_edges(count: int, raw: list[Edge], order: Any) -> None:
     edges = [e for e in raw if max(e) < count]
     found = components(count, np.array(edges))

@@ -1,9 +1,10 @@
-"""How a volume is cut into tasks: whole units of the target, as many as fit into the memory given."""
+"""How a volume is cut: into tasks of whole units of the target, as many as fit into memory, and into files' chunks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 
@@ -55,3 +56,26 @@ def _cuts(start: int, stop: int, grid: int, step: int) -> list[tuple[int, int]]:
 def parts(start_zyx: Sequence[int], stop_zyx: Sequence[int], edge: int) -> Iterator[Box]:
     """A box in cubes of at most `edge` voxels, from its corner on."""
     yield from boxes(triple(start_zyx), triple(stop_zyx), triple(start_zyx), (edge, edge, edge))
+
+
+def padded(
+    part: np.ndarray, shape_zyx: Sequence[int], dtype: np.dtype[Any], at_zyx: Sequence[int] = (0, 0, 0)
+) -> np.ndarray:
+    """A whole contiguous chunk as files hold it: `part` at a place of it, zeros around. A copy only if it must be."""
+    if part.shape == tuple(shape_zyx):
+        return np.ascontiguousarray(part, dtype)
+    chunk = np.zeros(shape_zyx, dtype)
+    chunk[tuple(slice(a, a + n) for a, n in zip(at_zyx, part.shape, strict=True))] = part
+    return chunk
+
+
+def cubes(
+    block_zyx: np.ndarray, start_zyx: Sequence[int], edge: int, dtype: np.dtype[Any]
+) -> Iterator[tuple[Triple, np.ndarray]]:
+    """(index, whole cube) of the cubes of a grid from the origin that a block reaches into; without those of zeros."""
+    stop_zyx = triple(np.add(start_zyx, block_zyx.shape))
+    for low, high in boxes(triple(start_zyx), stop_zyx, (0, 0, 0), (edge,) * 3):
+        part = block_zyx[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, start_zyx, strict=True))]
+        if part.any():
+            index = triple(np.floor_divide(low, edge))
+            yield index, padded(part, (edge,) * 3, dtype, np.mod(low, edge).tolist())

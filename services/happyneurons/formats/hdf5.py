@@ -18,6 +18,7 @@ import numpy as np
 
 from happyneurons.errors import UserError
 from happyneurons.formats.base import Reader, ReadOptions, ReadPiece, Writer, pick_level, triple
+from happyneurons.formats.blocks import padded
 from happyneurons.formats.damage import reading, writing
 from happyneurons.formats.hdf5_gzip import GatheredChunks, add_filters
 from happyneurons.formats.location import Location
@@ -203,8 +204,7 @@ class Hdf5Writer(Writer):
                 at = np.multiply(corner, self._chunk)
                 part = block_zyx[tuple(slice(a, a + c) for a, c in zip(at, self._chunk, strict=True))]
                 # Chunks at the faces are stored whole, too.
-                whole = np.zeros(self._chunk, self.levels[0].dtype)
-                whole[tuple(slice(0, n) for n in part.shape)] = part
+                whole = padded(part, self._chunk, self.levels[0].dtype)
                 _write_all(file.fileno(), whole.tobytes(), self._chunks[triple(low + at)])
 
     def read(self, level: int, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:

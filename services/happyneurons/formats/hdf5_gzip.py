@@ -22,7 +22,7 @@ import numpy as np
 
 from happyneurons.errors import StoreError
 from happyneurons.formats.base import ReadPiece, triple
-from happyneurons.formats.blocks import boxes
+from happyneurons.formats.blocks import boxes, padded
 from happyneurons.formats.pieces import in_threads
 from happyneurons.store.documents import Store
 from happyneurons.store.volumes import Triple
@@ -136,11 +136,8 @@ class GatheredChunks:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _encode(self, read: ReadPiece, start: Triple, stop: Triple) -> bytes:
-        chunk = read(start, stop)
-        if chunk.shape != self._chunk:  # at the faces; stored whole, too
-            part, chunk = chunk, np.zeros(self._chunk, self._dtype)
-            chunk[tuple(slice(0, n) for n in part.shape)] = part
-        if not np.ascontiguousarray(chunk).view(np.uint8).any():
+        chunk = padded(read(start, stop), self._chunk, self._dtype)  # those at the faces are stored whole, too
+        if not chunk.view(np.uint8).any():
             return b""
         data = encode(chunk)
         return HEADER.pack(*start, len(data)) + data

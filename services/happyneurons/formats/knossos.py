@@ -21,6 +21,7 @@ import numpy as np
 
 from happyneurons.errors import NotFoundError, UserError
 from happyneurons.formats.base import Reader, ReadOptions, Sizes, Writer, pick_channel, sizes, triple
+from happyneurons.formats.blocks import cubes
 from happyneurons.formats.damage import reading
 from happyneurons.formats.location import Location, read_json
 from happyneurons.store.documents import Store
@@ -208,18 +209,8 @@ class KnossosWriter(Writer):
         return (0, 0, 0)
 
     def write(self, level: int, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
-        stop = np.add(start_zyx, block_zyx.shape)
-        first = np.floor_divide(start_zyx, CUBE_PX)
-        for index in np.ndindex(*(-(-stop // CUBE_PX) - first)):
-            at = first + index
-            corner = at * CUBE_PX
-            low, high = np.maximum(start_zyx, corner), np.minimum(stop, corner + CUBE_PX)
-            part = block_zyx[tuple(slice(*p) for p in zip(low - start_zyx, high - start_zyx, strict=True))]
-            if not part.any():
-                continue  # what is not there is zeros
-            cube = np.zeros((CUBE_PX,) * 3, self.levels[level].dtype)
-            cube[tuple(slice(*p) for p in zip(low - corner, high - corner, strict=True))] = part
-            path = cube_path(self._conf.name, 2**level, at.tolist(), self._suffix)
+        for index, cube in cubes(block_zyx, start_zyx, CUBE_PX, self.levels[level].dtype):
+            path = cube_path(self._conf.name, 2**level, index, self._suffix)
             name = path.rpartition("/")[2].removesuffix(".zip")
             self._store.put(path, encode_cube(cube, name))
 

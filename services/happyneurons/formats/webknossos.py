@@ -27,6 +27,7 @@ from happyneurons.formats.base import (
     sizes,
     triple,
 )
+from happyneurons.formats.blocks import cubes
 from happyneurons.formats.location import Location, inside, read_json
 from happyneurons.formats.pieces import write_block
 from happyneurons.formats.wkw import BLOCK_PX, LZ4, RAW, Header, encode_file, file_path, read_box, read_header
@@ -248,18 +249,8 @@ class WkwWriter(_DatasetWriter):
 
     def write(self, level: int, start_zyx: Sequence[int], block_zyx: np.ndarray) -> None:
         header = self._header(level)
-        stop = np.add(start_zyx, block_zyx.shape)
-        first, last = np.floor_divide(start_zyx, header.file_px), -(-stop // header.file_px)
-        for index in np.ndindex(*(last - first)):
-            at = first + index
-            corner = at * header.file_px
-            low, high = np.maximum(start_zyx, corner), np.minimum(stop, corner + header.file_px)
-            part = block_zyx[tuple(slice(*p) for p in zip(low - start_zyx, high - start_zyx, strict=True))]
-            if not part.any():
-                continue  # what is not there is zeros
-            cube = np.zeros((header.file_px,) * 3, header.dtype)
-            cube[tuple(slice(*p) for p in zip(low - corner, high - corner, strict=True))] = part
-            self._store.put(file_path(self.folder(level), triple(at)), encode_file(cube, header))
+        for index, cube in cubes(block_zyx, start_zyx, header.file_px, header.dtype):
+            self._store.put(file_path(self.folder(level), index), encode_file(cube, header))
 
     def read(self, level: int, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> np.ndarray:
         return read_box(self._store, self.folder(level), self._header(level), start_zyx, stop_zyx)

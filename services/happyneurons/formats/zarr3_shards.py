@@ -7,7 +7,6 @@ be 134 MB, going to memory and back a few times. A shard is written whole, and o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import zstandard
 
 from happyneurons.formats.base import ReadPiece, triple
-from happyneurons.formats.blocks import boxes
+from happyneurons.formats.blocks import boxes, padded
 from happyneurons.formats.pieces import in_threads
 from happyneurons.store.documents import Store
 from happyneurons.store.volumes import Triple
@@ -76,22 +75,13 @@ class Shards:
         for a, b in boxes(low, high, corner, (self.chunk_px,) * 3):
             at = np.subtract(a, corner) // self.chunk_px
             part = block[tuple(slice(p - o, q - o) for p, q, o in zip(a, b, low, strict=True))]
-            chunk = self._whole(part, triple(np.subtract(a, corner) - at * self.chunk_px))
+            # Stored zyx with x fastest in both orders of the axes (cxyz: that is what its transposition means).
+            place = (np.subtract(a, corner) - at * self.chunk_px).tolist()
+            chunk = padded(part, (self.chunk_px,) * 3, self.dtype.newbyteorder("<"), place)
             if chunk.flat[0] or chunk.view(np.uint8).any():  # by bytes: -0.0 is not 0
                 number = int(np.ravel_multi_index(tuple(at[::-1] if self.cxyz else at), places))
                 found[number] = compress(chunk.data) if compress else chunk.tobytes()
         return found
-
-    def _whole(self, part: np.ndarray, at: Sequence[int]) -> np.ndarray:
-        """A chunk of which `part`, at this place of it, is inside of the volume; zeros around it.
-
-        Stored zyx with x fastest in both orders of the axes (cxyz: that is what its transposition means).
-        """
-        if part.shape == (self.chunk_px,) * 3:
-            return np.ascontiguousarray(part, self.dtype.newbyteorder("<"))
-        chunk = np.zeros((self.chunk_px,) * 3, self.dtype.newbyteorder("<"))
-        chunk[tuple(slice(a, a + n) for a, n in zip(at, part.shape, strict=True))] = part
-        return chunk
 
     def _join(self, chunks: dict[int, bytes]) -> bytes:
         """The file: chunks in the order of their numbers, the index of all, its checksum."""
