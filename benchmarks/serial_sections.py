@@ -46,6 +46,9 @@ from happyneurons.store.artifacts import load_artifact
 from happyneurons.store.documents import Store
 from happyneurons.worker.local import run_stage
 
+# Distance of the planes of the FIB-SEM that the benchmark is made from.
+_PLANE_NM = 10.0
+
 Map = Callable[[int, np.ndarray], "np.ndarray | None"]  # (section, px) → aligned px
 TileMap = Callable[[int, tuple[int, int], np.ndarray], "np.ndarray | None"]  # (section, (row, column), px) → montage px
 
@@ -55,7 +58,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of a generated benchmark")
     parser.add_argument("--seed", type=int, help="make a benchmark with this seed instead")
     parser.add_argument("--sections", type=int, default=16, help="of a benchmark that is made")
-    parser.add_argument("--zstep", type=int, default=3, help="of a benchmark that is made: planes of 10 nm a section")
+    parser.add_argument(
+        "--zstep", type=int, default=3, help="planes of 10 nm a section; of --data: what it was made with"
+    )
     parser.add_argument("--parts", nargs="+", choices=("montage", "align"), default=["montage", "align"])
     parser.add_argument("--montage-params", type=json.loads, default={}, help="JSON")
     parser.add_argument("--align-params", type=json.loads, default={}, help="JSON")
@@ -76,7 +81,9 @@ def main() -> None:
         if "montage" in options.parts:
             report["montage"] = _montage(score, truth, data, Store(f"{scratch}/montage"), options.montage_params)
         if "align" in options.parts:
-            report["align"] = _align(score, truth, data, Store(f"{scratch}/align"), options.align_params)
+            report["align"] = _align(
+                score, truth, data, Store(f"{scratch}/align"), options.align_params, _PLANE_NM * options.zstep
+            )
             report["dropped_sections"] = report["align"].pop("dropped_sections")
         for name in dict.fromkeys(options.peer):
             folder = Path(scratch) / name
@@ -111,9 +118,12 @@ def _montage_figures(score: Any, truth: Any, place: TileMap) -> dict[str, Any]:
     }
 
 
-def _align(score: Any, truth: Any, data: Path, store: Store, params: dict[str, Any]) -> dict[str, Any]:
+def _align(
+    score: Any, truth: Any, data: Path, store: Store, params: dict[str, Any], thickness_nm: float
+) -> dict[str, Any]:
     files = [data / f"sections/z{z:03d}.tif" for z in range(truth.n)]
-    stack = publish_stack(store, "a" * 40, [cv2.imread(str(f), cv2.IMREAD_GRAYSCALE) for f in files], (2.5, 2.5, 30.0))
+    pictures = [cv2.imread(str(f), cv2.IMREAD_GRAYSCALE) for f in files]
+    stack = publish_stack(store, "a" * 40, pictures, (2.5, 2.5, thickness_nm))
     aligned, _, used = align(store, stack, params)
     transforms = AlignTransforms(aligned)
     dropped = [z for z in range(truth.n) if transforms.map(z, np.zeros((1, 2))) is None]
@@ -157,7 +167,9 @@ def _feabas(score: Any, truth: Any, data: Path, folder: Path, options: argparse.
     report: dict[str, Any] = {}
     for part in options.parts:
         (folder / part).mkdir()
-        peer = feabas.Feabas(options.feabas_python, options.feabas_checkout, folder / part)
+        peer = feabas.Feabas(
+            options.feabas_python, options.feabas_checkout, folder / part, thickness_nm=_PLANE_NM * options.zstep
+        )
         if part == "montage":
             report[part] = _montage_figures(score, truth, feabas.montage(peer, data, truth.ts))
         else:
@@ -174,7 +186,8 @@ def _aligntk(score: Any, truth: Any, data: Path, folder: Path, options: argparse
     if "align" not in options.parts:
         return {}
     before = feabas.children_cpu_s()
-    found = _align(score, truth, data, Store(str(folder)), {**options.align_params, "backend": "aligntk"})
+    params = {**options.align_params, "backend": "aligntk"}
+    found = _align(score, truth, data, Store(str(folder)), params, _PLANE_NM * options.zstep)
     used = found["cpu_s_per_section"] + (feabas.children_cpu_s() - before) / truth.n  # its programs are processes
     return {"align": {**found, "cpu_s_per_section": round(used, 3)}}
 
