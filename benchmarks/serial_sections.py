@@ -152,7 +152,8 @@ def _mean_scale(place: Map, sections: list[int], size: int) -> list[float]:
     xy = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     design = np.column_stack([xy, np.ones(len(xy))])
     placed = [p for z in sections if (p := place(z, xy)) is not None]
-    maps = [np.linalg.lstsq(design, p, rcond=None)[0][:2] for p in placed]
+    seen = [np.isfinite(p).all(axis=1) for p in placed]
+    maps = [np.linalg.lstsq(design[s], p[s], rcond=None)[0][:2] for s, p in zip(seen, placed, strict=True)]
     return [round(float(v), 5) for v in np.linalg.svd(np.mean(maps, axis=0))[1]]
 
 

@@ -30,6 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from happyneurons.errors import UserError
+from happyneurons.imaging.cut_warp import CutWarp
+from happyneurons.imaging.filling import filled
 from happyneurons.imaging.warp import GridWarp
 
 Floats = NDArray[np.float64]
@@ -89,7 +91,7 @@ class AlignTKMap:
                 sources = np.concatenate([sources, sources + step], axis)
                 targets = np.concatenate([targets, targets], axis)
                 valid = np.concatenate([valid, np.zeros_like(valid)], axis)
-        return GridWarp(sources[0, 0], spacing, _filled(sources, targets, valid))
+        return GridWarp(sources[0, 0], spacing, filled(sources, targets, valid))
 
     def encode(self) -> bytes:
         """The file's bytes."""
@@ -125,13 +127,16 @@ def parse_map(data: bytes, name: str = "map") -> AlignTKMap:
     )  # fmt: skip
 
 
-def map_of(warp: GridWarp, image: str, reference: str, level: int | None = None) -> AlignTKMap:
+def map_of(warp: GridWarp | CutWarp, image: str, reference: str, level: int | None = None) -> AlignTKMap:
     """A warp as a map, all of whose nodes have a place (c = 1).
 
     level: nodes lie 2^level px apart; None: as far apart as the warp's, or the next closer
     power of two. A warp whose nodes lie where those of the map do is taken over as it is, to
-    float32; any other one is sampled at the map's nodes. They cover the warp's grid.
+    float32; any other one is sampled at the map's nodes. They cover the warp's grid. AlignTK's maps are
+    continuous: of a warp with cuts they are the sheet of the whole section.
     """
+    if isinstance(warp, CutWarp):
+        warp = warp.sheets[0]
     for given in (image, reference):
         if not given or re.search(r"\s", given):
             raise UserError(f"map name {given!r}: AlignTK's names have one character at least and no white space")
@@ -165,43 +170,8 @@ def read_map(path: str | Path) -> GridWarp:
     return parse_map(data, str(path)).warp()
 
 
-def write_map(path: str | Path, warp: GridWarp, image: str, reference: str = "align", level: int | None = None) -> None:
+def write_map(
+    path: str | Path, warp: GridWarp | CutWarp, image: str, reference: str = "align", level: int | None = None
+) -> None:
     """Write a warp (image px → reference px) as a map file; see `map_of` for level and resampling."""
     Path(path).write_bytes(map_of(warp, image, reference, level).encode())
-
-
-def _filled(sources: Floats, targets: Floats, valid: NDArray[np.bool_]) -> Floats:
-    """(h, w, 2) targets, those of invalid nodes by extrapolation.
-
-    The displacement there is that of the affine map nearest to the valid nodes, plus a membrane
-    (harmonic, free at the border) through what the valid nodes differ from it.
-    """
-    if valid.all():
-        return targets
-    shift = (targets - sources)[valid]
-    centre = sources[valid].mean(axis=0)
-    # Least norm: a direction in which no two valid nodes lie gets no slope.
-    slope = np.linalg.lstsq(sources[valid] - centre, shift - shift.mean(axis=0), rcond=1e-6)[0]
-    trend = sources + shift.mean(axis=0) + (sources - centre) @ slope
-    rest = np.zeros_like(targets)
-    rest[valid] = targets[valid] - trend[valid]
-    return np.where(valid[..., None], targets, trend + _membrane(rest, valid))
-
-
-def _membrane(values: Floats, valid: NDArray[np.bool_]) -> Floats:
-    """Values of the valid nodes, (h, w, c), carried on into the others: each is its neighbours' mean."""
-    import scipy.sparse as sp
-    from scipy.sparse.linalg import spsolve
-
-    height, width = valid.shape
-    index = np.arange(height * width).reshape(valid.shape)
-    a = np.concatenate([index[:, :-1].ravel(), index[:-1].ravel()])
-    b = np.concatenate([index[:, 1:].ravel(), index[1:].ravel()])
-    size = height * width
-    links = sp.coo_matrix((np.ones(2 * len(a)), (np.append(a, b), np.append(b, a))), (size, size)).tocsr()
-    laplacian = (sp.diags(np.asarray(links.sum(axis=1)).ravel()) - links).tocsr()
-    known, unknown = np.flatnonzero(valid), np.flatnonzero(~valid)
-    flat = values.reshape(size, -1).copy()
-    right = -laplacian[unknown][:, known] @ flat[known]
-    flat[unknown] = spsolve(laplacian[unknown][:, unknown].tocsc(), right).reshape(right.shape)
-    return flat.reshape(values.shape)

@@ -2,8 +2,8 @@
 
 `transforms/{z:06d}.npz` of a montaged stack holds one GridWarp per placed tile, prefix
 `tile_{row}_{col}`: tile px → px of the stack's volume. Of an aligned stack it holds one GridWarp,
-prefix `section`: px of the input stack → px of the aligned stack. All coordinates are those of
-the volume itself, its offset included.
+or CutWarp if the section is torn, prefix `section`: px of the input stack → px of the aligned stack.
+All coordinates are those of the volume itself, its offset included.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from happyneurons.errors import NotFoundError
+from happyneurons.imaging.cut_warp import CutWarp, section_warp
 from happyneurons.imaging.warp import GridWarp
 from happyneurons.store.artifacts import Artifact
 
@@ -95,17 +96,18 @@ class MontageTransforms(_Transforms):
 class AlignTransforms(_Transforms):
     """Transforms of an aligned section_stack. `z` is the section number."""
 
-    def warp(self, z: int) -> GridWarp | None:
+    def warp(self, z: int) -> GridWarp | CutWarp | None:
         """The warp of a section, or None if it was dropped."""
         arrays = self._cached(z)
-        return GridWarp.from_arrays(arrays, SECTION) if f"{SECTION}_nodes" in arrays else None
+        return section_warp(arrays, SECTION) if f"{SECTION}_nodes" in arrays else None
 
     def map(self, z: int, xy: ArrayLike) -> Floats | None:
-        """Input stack px (n, 2) → aligned px (n, 2); None where the section has no place."""
+        """Input stack px (n, 2) → aligned px (n, 2), NaN on folds that are cut; None where the section has no place."""
         warp = self.warp(z)
         return None if warp is None else warp.map(xy)
 
     def inverse(self, z: int, xy: ArrayLike) -> Floats | None:
-        """Aligned px (n, 2) → input stack px (n, 2), NaN inside folds; None where the section has no place."""
+        """Aligned px (n, 2) → input stack px (n, 2), NaN where the section shows nothing (what a fold hides); None
+        where it has no place."""
         warp = self.warp(z)
         return None if warp is None else warp.inverse(xy)

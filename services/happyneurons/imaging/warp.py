@@ -75,6 +75,11 @@ class GridWarp:
         """This map followed by a shift of the target."""
         return self.with_nodes(self.nodes + np.asarray(shift_xy, dtype=np.float64).reshape(2))
 
+    def from_corner(self, corner_xy: ArrayLike) -> GridWarp:
+        """The same map where source and target are counted from a corner that lies at -corner_xy: both are moved."""
+        corner = np.asarray(corner_xy, dtype=np.float64).reshape(2)
+        return GridWarp(self.origin_xy + corner, self.spacing_px, self.nodes + corner)
+
     def then(self, following: GridWarp) -> GridWarp:
         """This map followed by another, on this map's grid: exact at the nodes, interpolated between."""
         return self.with_nodes(following.map(self.nodes.reshape(-1, 2)).reshape(self.nodes.shape))

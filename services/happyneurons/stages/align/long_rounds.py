@@ -60,7 +60,7 @@ class SolveWindows(Round):
 
         store, window = context.output_store("stack"), Window(task.payload["start"], task.payload["stop"])
         shifts, distortion_px = elastic_shifts(matched_stack(context), window, SolveAffine.result(context))
-        store.put_arrays(self.path(window.start), shifts=shifts)
+        store.put_arrays(self.path(window.start), **{f"{k:06d}": s for k, s in enumerate(shifts)})
         return TaskResult(data={"distortion_px": float(distortion_px)})
 
 
@@ -80,5 +80,5 @@ class PlaceWindows(Round):
 
         store, stack = context.output_store("stack"), matched_stack(context)
         distortion_px = float(np.median([data["distortion_px"] for _, data in context.results(SolveWindows.name)]))
-        solved = [(w, store.get_arrays(SolveWindows.path(w.start))["shifts"]) for w in windows_of(stack)]
+        solved = [(w, list(store.get_arrays(SolveWindows.path(w.start)).values())) for w in windows_of(stack)]
         return write_placed(context, place_windows(stack, SolveAffine.result(context), solved, distortion_px))

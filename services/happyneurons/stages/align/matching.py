@@ -9,13 +9,14 @@ peak of the correlation does not average the two sides of a fold.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from happyneurons.stages.align.coarse import Doubles, Floats, Level, MatchSettings, coarse_affine
+from happyneurons.stages.align.prepare import section_px
 
 # Places are asked for on cells of this size at each level; twice that where a level is large.
 _CELL_PX = 4
@@ -37,6 +38,10 @@ class PairMatch:
     coarse_score: float
     found: float
     """Part of the valid places that were found: the pair's confidence."""
+
+    def scaled(self, factor: int) -> PairMatch:
+        """In px of the sections, of which working pictures have been averaged down by `factor`; but for the matrix."""
+        return replace(self, a_xy=section_px(self.a_xy, factor), b_xy=section_px(self.b_xy, factor))
 
 
 def match_pair(a: list[Level], b: list[Level], settings: MatchSettings) -> PairMatch:

@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from happyneurons.errors import UserError
+from happyneurons.imaging.cut_warp import HIDDEN, CutWarp
+from happyneurons.imaging.filling import filled
 from happyneurons.imaging.fits import scale_and_rotation
 from happyneurons.imaging.warp import GridWarp
+from happyneurons.stages.align.cut_mesh import Cut
 from happyneurons.stages.align.params import AlignParams, Lengths
-from happyneurons.stages.align.prepare import stiffness
+from happyneurons.stages.align.prepare import TISSUE, stiffness
 from happyneurons.stages.align.render import least_stretch
 from happyneurons.stages.align.solve import Solution, SolveSettings, apply, solve
 from happyneurons.stages.align.system import NodeGrid, Pair
@@ -41,6 +44,8 @@ class MatchedStack:
     """`(a, b)` → the points of a pair."""
     load_kind: Callable[[int], NDArray[np.uint8]]
     """`z` → which px of a section's working picture are tissue or artifact."""
+    load_cut: Callable[[int], Cut | None]
+    """`z` → where a section is torn, None if nowhere."""
     shape_yx: tuple[int, int]
     px: Lengths
     params: AlignParams
@@ -91,14 +96,29 @@ class MatchedStack:
                 points = self.load_matches(report["a"], report["b"])
                 some = slice(None, None, 1 if most is None else -(-len(points["a_xy"]) // most) or 1)
                 a_xy, b_xy, correlation = (points[name][some] for name in ("a_xy", "b_xy", "correlation"))
-                found.append(Pair(index[report["a"]], index[report["b"]], a_xy, b_xy, correlation**2))
+                seen = self._on_tissue(report["a"], a_xy) & self._on_tissue(report["b"], b_xy)
+                found.append(
+                    Pair(index[report["a"]], index[report["b"]], a_xy[seen], b_xy[seen], correlation[seen] ** 2)
+                )
         return found
+
+    def _on_tissue(self, z: int, xy: Doubles) -> NDArray[np.bool_]:
+        """(n,) whether px of a section lie beside its cuts, not on them."""
+        cut = self.load_cut(z)
+        return np.ones(len(xy), dtype=bool) if cut is None else cut.sheet_at(xy) != HIDDEN
+
+    def cuts(self, sections: Sequence[int]) -> list[Cut | None]:
+        return [self.load_cut(z) for z in sections]
 
     def stiffnesses(self, sections: Sequence[int]) -> list[Doubles | None]:
         """For each section None, or its stiffness at each node where artifacts may hide a tear."""
         stiff: list[Doubles | None] = []
         for z in sections:
-            s = stiffness(self.load_kind(z), self.px.factor, self.grid.shape, self.px.node_spacing_px)
+            kind, cut = self.load_kind(z), self.load_cut(z)
+            if cut is not None:
+                # Both sides of a cut are free already.
+                kind = np.where(cut.sheet_of == HIDDEN, TISSUE, kind).astype(np.uint8)
+            s = stiffness(kind, self.px.factor, self.grid.shape, self.px.node_spacing_px)
             stiff.append(s if (s < 1).any() else None)
         return stiff
 
@@ -107,7 +127,7 @@ class MatchedStack:
 class Placed:
     """warps: section px → aligned px, both from the corner of the stack, of the sections that have a place."""
 
-    warps: dict[int, GridWarp]
+    warps: Mapping[int, GridWarp | CutWarp]
     figures: dict[str, dict[str, Any]]
     """By section number, as JSON wants it: status, reason, residual_median_px, confidence, shift_px, …"""
     summary: dict[str, float]
@@ -116,7 +136,9 @@ class Placed:
 def place_stack(stack: MatchedStack) -> Placed:
     """Warps of the good sections that match a neighbour; the others are left out as failed."""
     found = stack.points(stack.kept)
-    solution = solve(found, stack.kept, *stack.size, stack.settings, stack.stiffnesses(stack.kept))
+    solution = solve(
+        found, stack.kept, *stack.size, stack.settings, stack.stiffnesses(stack.kept), stack.cuts(stack.kept)
+    )
     return placed(stack, solution, found)
 
 
@@ -126,17 +148,29 @@ def placed(stack: MatchedStack, solution: Solution, found: Sequence[Pair]) -> Pl
     nodes = [solution.nodes(k, spacing) for k in range(len(stack.kept))]
     if anchor is not None:
         nodes = _anchored(nodes, stack.kept.index(anchor), spacing)
-    warps = {z: GridWarp((0.0, 0.0), spacing, np.round(n, _DIGITS)) for z, n in zip(stack.kept, nodes, strict=True)}
+    warps = {z: _warp(n, spacing, stack.load_cut(z)) for z, n in zip(stack.kept, nodes, strict=True)}
     figures, summary = judge(stack, found, warps)
     summary |= {"jitter_px": round(solution.jitter_px, 3), "distortion_px": round(solution.distortion_px, 3)}
     return Placed(warps, figures, summary)
 
 
+def _warp(nodes: Doubles, spacing_px: float, cut: Cut | None) -> GridWarp | CutWarp:
+    """nodes: (sheets, ny, nx, 2), NaN where a sheet does not reach; there it goes on smoothly."""
+    sheets = [GridWarp((0.0, 0.0), spacing_px, np.round(nodes[0], _DIGITS))]
+    if cut is None:
+        return sheets[0]
+    sources = sheets[0].sources()
+    for targets in nodes[1:]:
+        known = np.isfinite(targets[..., 0])
+        sheets.append(sheets[0].with_nodes(np.round(filled(sources, np.nan_to_num(targets), known), _DIGITS)))
+    return CutWarp(sheets, cut.sheet_of, (0.0, 0.0), cut.factor)
+
+
 def _anchored(nodes: Sequence[Doubles], anchor: int, spacing_px: float) -> list[Doubles]:
     """All warps followed by the rigid map that brings the anchor back to its own place and orientation."""
-    ny, nx = nodes[anchor].shape[:2]
+    ny, nx = nodes[anchor].shape[1:3]
     source = np.stack(np.meshgrid(np.arange(nx) * spacing_px, np.arange(ny) * spacing_px), axis=-1).reshape(-1, 2)
-    target = nodes[anchor].reshape(-1, 2)
+    target = nodes[anchor][0].reshape(-1, 2)
     a, b = target - target.mean(axis=0), source - source.mean(axis=0)
     angle = np.arctan2(np.sum(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]), np.sum(a * b))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -146,7 +180,7 @@ def _anchored(nodes: Sequence[Doubles], anchor: int, spacing_px: float) -> list[
 
 
 def judge(
-    stack: MatchedStack, pairs: Sequence[Pair], maps: Mapping[int, GridWarp]
+    stack: MatchedStack, pairs: Sequence[Pair], maps: Mapping[int, GridWarp | CutWarp]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
     """Figures of each good section (as in `Placed`) and of the stack, whatever placed it.
 
@@ -212,8 +246,10 @@ def judge(
     return figures, summary
 
 
-def _linear(warp: GridWarp) -> Doubles:
+def _linear(warp: GridWarp | CutWarp) -> Doubles:
     """(2, 2) linear part of the affine map nearest to a warp."""
+    if isinstance(warp, CutWarp):
+        warp = warp.sheets[0]
     ny, nx = warp.nodes.shape[:2]
     source = np.stack(np.meshgrid(np.arange(nx), np.arange(ny)), axis=-1).reshape(-1, 2) * warp.spacing_px
     source = source - source.mean(axis=0)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
+from happyneurons.imaging.cut_warp import CutWarp
 from happyneurons.imaging.warp import GridWarp
 from happyneurons.store.volumes import Volume
 
@@ -23,16 +24,17 @@ def blocks(start_zyx: tuple[int, ...], stop_zyx: tuple[int, ...], chunk_px: int)
 
 
 def draw_block(
-    source: Volume, mask: Volume | None, z: int, warp: GridWarp, box: tuple[int, int, int, int], interpolation: str
-) -> tuple[np.ndarray, np.ndarray | None]:
+    source: Volume, mask: Volume | None, z: int, warp: GridWarp | CutWarp, box: tuple[int, int, int, int],
+    interpolation: str,
+) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
     """Block (y0, x0, y1, x1) of the aligned section z: picture (y, x) uint8, and mask if there is one.
 
-    Grey 0 stays "no picture": it appears where the section does not reach, and nowhere else.
+    Grey 0 stays "no picture": it appears where the section does not reach, where a fold is cut, and nowhere else.
     """
+    if isinstance(warp, CutWarp):
+        return _draw_sheets(source, mask, z, warp, box, interpolation)
     y0, x0, y1, x1 = box
-    # Rows of equal brightness show kinks that lie far from the grid's own: a cell has four samples a side.
-    step = int(min(16, max(8, warp.spacing_px // 4)))
-    field, start, stop = warp.relative_inverse_field(x0, y0, x1 - x0, y1 - y0, step, _RIM_PX)
+    field, start, stop = warp.relative_inverse_field(x0, y0, x1 - x0, y1 - y0, _step(warp), _RIM_PX)
     _, top, left = source.start_zyx
     _, bottom, right = source.stop_zyx
     picture = np.zeros((y1 - y0, x1 - x0), np.uint8)
@@ -56,9 +58,78 @@ def draw_block(
     return picture, valid
 
 
-def least_stretch(warp: GridWarp) -> float:
-    """The smallest area factor of the warp's cells: near 0 or below, it folds."""
+def _draw_sheets(
+    source: Volume, mask: Volume | None, z: int, warp: CutWarp, box: tuple[int, int, int, int], interpolation: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """`draw_block`, each sheet where it holds."""
+    y0, x0, y1, x1 = box
+    picture = np.zeros((y1 - y0, x1 - x0), np.uint8)
+    valid = None if mask is None else picture.copy()
+    for number, sheet in enumerate(warp.sheets):
+        if not _reaches(warp, number, box):
+            continue
+        here = _shown(warp, number, box)
+        drawn, drawn_valid = draw_block(source, mask, z, sheet, box, interpolation)
+        picture[here] = drawn[here]
+        if valid is not None and drawn_valid is not None:
+            valid[here] = drawn_valid[here]
+    return picture, valid
+
+
+def _reaches(warp: CutWarp, number: int, box: tuple[int, int, int, int]) -> bool:
+    """Whether a block may show a sheet."""
+    nodes, cells = warp.sheets[number].nodes, _cells(warp, number)
+    y0, x0, y1, x1 = box
+    edge = warp.spacing_px
+    j, i = np.nonzero(cells)
+    if not len(j):
+        return False
+    places = np.concatenate([nodes[j + dj, i + di] for dj in (0, 1) for di in (0, 1)])
+    low, high = places.min(axis=0) - edge, places.max(axis=0) + edge
+    return bool((low < (x1, y1)).all() and (high >= (x0, y0)).all())
+
+
+def _shown(warp: CutWarp, number: int, box: tuple[int, int, int, int]) -> np.ndarray:
+    """(y, x) bool: the px of a block that a sheet shows."""
+    y0, x0, y1, x1 = box
+    sheet, reach = warp.sheets[number], warp.reach(number)
+    field = sheet.inverse_field(x0, y0, x1 - x0, y1 - y0, _step(sheet))
+    # In px of `sheet_of`, whose centres lie where those of a picture averaged down do.
+    place = (field - (warp.origin_xy - 0.5).astype(np.float32)) / np.float32(warp.px) - np.float32(0.5)
+    # The field is clipped: a section's border is the border of its last px in `sheet_of`, too.
+    height, width = reach.shape
+    x, y = np.clip(place[..., 0], 0, width - 1), np.clip(place[..., 1], 0, height - 1)
+    return np.asarray(cv2.remap(reach, x, y, cv2.INTER_NEAREST) > 0)
+
+
+def _step(warp: GridWarp) -> int:
+    """Distance of the px for which a warp is inverted."""
+    # Rows of equal brightness show kinks that lie far from the grid's own: a cell has four samples a side.
+    return int(min(16, max(8, warp.spacing_px // 4)))
+
+
+def least_stretch(warp: GridWarp | CutWarp) -> float:
+    """The smallest area factor of the warp's cells: near 0 or below, it folds. Cuts shrink nothing."""
+    if isinstance(warp, CutWarp):
+        held = [_stretches(sheet)[_cells(warp, number)] for number, sheet in enumerate(warp.sheets)]
+        return float(np.concatenate(held).min())
+    return float(_stretches(warp).min())
+
+
+def _stretches(warp: GridWarp) -> np.ndarray:
+    """(ny − 1, nx − 1) area factors of the cells."""
     nodes = warp.nodes
     right, down = nodes[:-1, 1:] - nodes[:-1, :-1], nodes[1:, :-1] - nodes[:-1, :-1]
-    area = right[..., 0] * down[..., 1] - right[..., 1] * down[..., 0]
-    return float(area.min()) / warp.spacing_px**2
+    return np.asarray((right[..., 0] * down[..., 1] - right[..., 1] * down[..., 0]) / warp.spacing_px**2)
+
+
+def _cells(warp: CutWarp, number: int) -> np.ndarray:
+    """(ny − 1, nx − 1) bool: the cells in which a sheet holds."""
+    sheet = warp.sheets[number]
+    ny, nx = (n - 1 for n in sheet.nodes.shape[:2])
+    rows, columns = np.nonzero(warp.sheet_of == number)
+    px = (np.stack([columns, rows], axis=1) + 0.5) * warp.px - 0.5 + warp.origin_xy - sheet.origin_xy
+    i, j = np.clip(px // sheet.spacing_px, 0, [nx - 1, ny - 1]).astype(np.intp).T
+    cells = np.zeros((ny, nx), dtype=bool)
+    cells[j, i] = True
+    return cells

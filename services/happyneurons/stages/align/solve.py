@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from happyneurons.stages.align.cut_mesh import Cut, CutGrid
 from happyneurons.stages.align.system import Doubles, NodeGrid, Pair, System
 
 # A pair's correspondences say as much about its affine map as this many independent ones would.
@@ -60,14 +61,15 @@ class Solution:
 
     matrices: Doubles
     """(k, 2, 3)"""
-    shifts: Doubles
-    """(k, ny, nx, 2), node [j, i] at (i, j) · node_spacing_px."""
+    shifts: list[Doubles]
+    """Of each (sheets, ny, nx, 2), node [j, i] at (i, j) · node_spacing_px; one sheet where nothing is cut (see
+    `cut_mesh`), NaN where a sheet does not reach."""
     jitter_px: float
     distortion_px: float
 
     def nodes(self, k: int, spacing_px: float) -> Doubles:
-        """(ny, nx, 2) targets of the nodes of section k."""
-        ny, nx = self.shifts.shape[1:3]
+        """(sheets, ny, nx, 2) targets of the nodes of section k."""
+        ny, nx = self.shifts[k].shape[1:3]
         points = np.stack(np.meshgrid(np.arange(nx) * spacing_px, np.arange(ny) * spacing_px), axis=-1)
         return np.asarray(apply(self.matrices[k], points) + self.shifts[k])
 
@@ -85,19 +87,21 @@ def solve(
     height: int,
     settings: SolveSettings,
     weak: Sequence[Doubles | None] | None = None,
+    cuts: Sequence[Cut | None] | None = None,
 ) -> Solution:
     """Place all good sections.
 
     z: their section numbers, ascending; width, height of a section. weak[k]: None or (ny, nx)
-    stiffness 0..1 of section k at each node, low where tissue is torn or covered.
+    stiffness 0..1 of section k at each node, low where tissue may be torn or is covered. cuts[k]: where it is torn,
+    None if nowhere.
     """
     k = len(z)
     gaps = np.diff(np.asarray(z, dtype=np.float64))
     grid = NodeGrid(width, height, settings.node_spacing_px)
     if not pairs:
-        return Solution(_identities(k), np.zeros((k, *grid.shape, 2)), 0.0, 0.0)
+        return Solution(_identities(k), [np.zeros((1, *grid.shape, 2))] * k, 0.0, 0.0)
     affine = solve_affine(pairs, gaps, width, height, settings)
-    shifts, distortion = solve_elastic(pairs, gaps, affine, grid, settings, weak)
+    shifts, distortion = solve_elastic(pairs, gaps, affine, grid, settings, weak, cuts)
     return centred(Solution(affine.matrices, shifts, affine.jitter_px, distortion), grid)
 
 
@@ -111,13 +115,13 @@ def centred(solution: Solution, grid: NodeGrid) -> Solution:
     ny, nx = grid.shape
     points = np.stack(np.meshgrid(np.arange(nx) * spacing, np.arange(ny) * spacing), axis=-1).reshape(-1, 2)
     count = len(solution.matrices)
-    mean = sum((solution.nodes(k, spacing) for k in range(count)), np.zeros((ny, nx, 2))).reshape(-1, 2) / count
+    mean = sum((solution.nodes(k, spacing)[0] for k in range(count)), np.zeros((ny, nx, 2))).reshape(-1, 2) / count
     design = np.column_stack([points, np.ones(len(points))])
     fit = np.linalg.solve(np.einsum("ni,nj->ij", design, design), np.einsum("ni,nj->ij", design, mean))
     back = np.linalg.inv(fit[:2].T)
     matrices = np.einsum("ij,kjl->kil", back, solution.matrices)
     matrices[:, :, 2] -= back @ fit[2]
-    shifts = np.einsum("ij,kyxj->kyxi", back, solution.shifts)
+    shifts = [np.einsum("ij,syxj->syxi", back, s) for s in solution.shifts]
     return Solution(matrices, shifts, solution.jitter_px, solution.distortion_px)
 
 
@@ -155,27 +159,40 @@ def solve_affine(pairs: Sequence[Pair], gaps: Doubles, width: int, height: int, 
     ends = [corners + _linear_terms(corners, centre, half) @ fit for fit in fits]
     stand_ins = [Pair(p.a, p.b, corners, end, np.ones(4)) for p, end in zip(pairs, ends, strict=True)]
 
-    def basis(points: Doubles) -> Any:
-        """Two rows a point, for x and y."""
-        one, x, y = _linear_terms(points, centre, half).T
-        none = np.zeros_like(x)
-        in_x, in_y = [one, none, -y, x, x, y], [none, one, x, y, -y, x]
-        return sp.csr_matrix(np.stack([np.column_stack(in_x), np.column_stack(in_y)], axis=1).reshape(-1, 6))
-
     drift = settings.drift_px * np.array([1.0, 1.0, *[_LINEAR_DRIFT] * 4])
     coefficients = {(p.a, p.b): _coefficients(fit) for p, fit in zip(pairs, fits, strict=True)}
     jitter = np.maximum(_estimate_jitter(coefficients, gaps, drift), [0.2, 0.2, 0.1, 0.1, 0.1, 0.1])
-    system = System(stand_ins, gaps, basis)
+    basis = _AffineBasis(centre, half)
+    system = System(stand_ins, gaps, [basis] * (len(gaps) + 1), basis)
     u, v = system.solve(
         sp.diags(np.tile(1 / jitter**2, len(gaps) + 1)), sp.diags(1 / drift**2), settings.drift_persistence,
         np.repeat(system.weight, 2) * _INDEPENDENT_POINTS / 4, settings.noise_px, system.offset.reshape(-1, 1),
         exact=True,
     )  # fmt: skip
-    matrices = _identities(len(gaps) + 1) + _matrices(u[..., 0], centre, half)
+    matrices = _identities(len(gaps) + 1) + _matrices(np.stack(u)[..., 0], centre, half)
     # Sections are shifted by so much more than tissue that a short stack hardly tells its shift from theirs: the
     # elastic solve, which knows how far it may differ from place to place, errs less.
-    linear_drift = v[..., 0] * [0, 0, 1, 1, 1, 1]
+    linear_drift = np.stack(v)[..., 0] * [0, 0, 1, 1, 1, 1]
     return AffineMaps(matrices, _matrices(linear_drift, centre, half), float(jitter[0]))
+
+
+@dataclass(frozen=True)
+class _AffineBasis:
+    """Of affine maps, with the coefficients of `_coefficients`."""
+
+    centre: Doubles
+    half: float
+    count: int = 6
+
+    def basis(self, points: Doubles) -> Any:
+        """Two rows a point, for x and y."""
+        one, x, y = _linear_terms(points, self.centre, self.half).T
+        none = np.zeros_like(x)
+        in_x, in_y = [one, none, -y, x, x, y], [none, one, x, y, -y, x]
+        return sp.csr_matrix(np.stack([np.column_stack(in_x), np.column_stack(in_y)], axis=1).reshape(-1, self.count))
+
+    def coarse(self) -> Any:
+        return sp.identity(self.count)
 
 
 def _linear_terms(points: Doubles, centre: Doubles, half: float) -> Doubles:
@@ -242,21 +259,33 @@ def solve_elastic(
     affine: AffineMaps,
     grid: NodeGrid,
     settings: SolveSettings,
-    weak: Sequence[Doubles | None] | None,
-) -> tuple[Doubles, float]:
-    """(k, ny, nx, 2) shifts of the nodes beyond affine maps, and the rms of elastic distortion (px)."""
+    weak: Sequence[Doubles | None] | None = None,
+    cuts: Sequence[Cut | None] | None = None,
+) -> tuple[list[Doubles], float]:
+    """`Solution.shifts`, beyond affine maps, and the rms of elastic distortion (px)."""
     count = len(gaps) + 1
-    system = System(pairs, gaps, grid.basis, grid.coarse())
+    meshes = [grid if cut is None else CutGrid(grid, cut) for cut in cuts or [None] * count]
+    system = System(pairs, gaps, meshes, grid)
     offset = np.concatenate([_beyond(affine, pair, gaps) for pair in pairs])
     distortion = settings.distortion_px or _estimate_distortion(pairs, offset, grid)
     plain = grid.precision(distortion, settings.distortion_range_px)
-    stiff = weak or [None] * count
     prior_u = sp.block_diag(
-        [plain if s is None else grid.precision(distortion, settings.distortion_range_px, s) for s in stiff]
+        [
+            plain if mesh is grid and s is None else mesh.precision(distortion, settings.distortion_range_px, s)
+            for mesh, s in zip(meshes, weak or [None] * count, strict=True)
+        ]
     )
     prior_v = grid.precision(settings.drift_px, settings.drift_range_px)
     u, _ = system.solve(prior_u, prior_v, settings.drift_persistence, system.weight, settings.noise_px, offset)
-    return u.reshape(count, *grid.shape, 2), distortion
+    return [_on_sheets(mesh, values) for mesh, values in zip(meshes, u, strict=True)], distortion
+
+
+def _on_sheets(mesh: NodeGrid | CutGrid, values: Doubles) -> Doubles:
+    """(sheets, ny, nx, 2), NaN where a sheet does not reach."""
+    if isinstance(mesh, NodeGrid):
+        return values.reshape(1, *mesh.shape, 2)
+    found, known = mesh.sheet_values(values)
+    return np.where(known[..., None], found, np.nan)
 
 
 def _beyond(affine: AffineMaps, pair: Pair, gaps: Doubles) -> Doubles:

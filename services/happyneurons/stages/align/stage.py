@@ -23,8 +23,11 @@ from happyneurons.stages.align.params import AlignParams, Lengths
 from happyneurons.store.artifacts import Bounds
 
 if TYPE_CHECKING:
-    from happyneurons.stages.align.coarse import Level
+    from happyneurons.stages.align.coarse import Level, MatchSettings
+    from happyneurons.stages.align.cut_mesh import Cut
+    from happyneurons.stages.align.matching import PairMatch
     from happyneurons.stages.align.placing import MatchedStack, Placed
+    from happyneurons.stages.align.system import NodeGrid
     from happyneurons.store.volumes import PrecomputedVolume
 
 CHUNK_PX = 1024
@@ -39,6 +42,15 @@ def working_path(z: int) -> str:
 
 def matches_path(a: int, b: int) -> str:
     return f"matches/{a:06d}_{b:06d}.npz"
+
+
+def sheet_matches_path(a: int, b: int) -> str:
+    """Instead of `matches_path` where one of the sections is cut."""
+    return f"matches/{a:06d}_{b:06d}_sheets.npz"
+
+
+def cut_path(z: int) -> str:
+    return f"cuts/{z:06d}.npz"
 
 
 def input_volume(context: Context[Any], name: str) -> PrecomputedVolume | None:
@@ -62,6 +74,32 @@ def lengths(context: Context[Any]) -> Lengths:
     image = input_image(context)
     _, height, width = image.shape_zyx
     return Lengths.of(context.params, width, height, image.voxel_size_nm_xyz)
+
+
+def match_settings(context: Context[Any]) -> MatchSettings:
+    from happyneurons.stages.align.coarse import MatchSettings
+
+    px = lengths(context)
+    return MatchSettings(
+        px.window_px, px.spacing_px, px.detail_px, px.max_shift_px, context.params.max_rotation_deg
+    )  # fmt: skip
+
+
+def node_grid(context: Context[Any]) -> NodeGrid:
+    """The grid of a section's warp, from the section's corner."""
+    from happyneurons.stages.align.system import NodeGrid
+
+    _, height, width = input_image(context).shape_zyx
+    return NodeGrid(width, height, lengths(context).node_spacing_px)
+
+
+def put_matches(context: Context[Any], path: str, match: PairMatch) -> None:
+    """Keep matches, in px of the sections from their corner."""
+    import numpy as np
+
+    context.output_store("stack").put_arrays(
+        path, a_xy=np.round(match.a_xy, 4), b_xy=np.round(match.b_xy, 4), correlation=np.round(match.correlation, 4),
+    )  # fmt: skip
 
 
 def section_document(context: Context[Any], z: int) -> dict[str, Any]:
@@ -102,6 +140,7 @@ class PrepareSections(Round):
     def run(self, task: Task, context: Context[Any]) -> TaskResult:
         import cv2
 
+        from happyneurons.stages.align.folds import candidates
         from happyneurons.stages.align.prepare import working_picture
 
         cv2.setNumThreads(context.threads)
@@ -112,11 +151,16 @@ class PrepareSections(Round):
         if status in NO_PICTURE:
             return TaskResult(data=data)
         image = input_image(context)
-        picture = working_picture(image, input_volume(context, "mask"), z, lengths(context).factor)
+        px = lengths(context)
+        picture = working_picture(image, input_volume(context, "mask"), z, px.factor)
         if picture.blank(context.params.least_contrast):
             data |= {"status": "blank", "reason": f"no tissue to see: contrast {picture.contrast:.2f} (sd)"}
         else:
-            context.output_store("stack").put_arrays(working_path(z), image=picture.image, kind=picture.kind)
+            arrays = {"image": picture.image, "kind": picture.kind}
+            bands = candidates(picture.kind, px.node_spacing_px / px.factor)
+            if bands.any():
+                data["bands"], arrays["bands"] = int(bands.max()), bands
+            context.output_store("stack").put_arrays(working_path(z), **arrays)
         data |= {"contrast": round(picture.contrast, 3), "tissue": round(picture.tissue, 4)}
         _, height, width = image.shape_zyx
         return TaskResult(data=data, voxels=height * width, bytes=height * width)
@@ -138,18 +182,13 @@ class MatchPairs(Round):
         import numpy as np
 
         from happyneurons.imaging.fits import scale_and_rotation
-        from happyneurons.stages.align.coarse import MatchSettings
         from happyneurons.stages.align.matching import match_pair
-        from happyneurons.stages.align.prepare import section_px
 
         cv2.setNumThreads(context.threads)
         a, b = int(task.payload["a"]), int(task.payload["b"])
         params: AlignParams = context.params
         px = lengths(context)
-        settings = MatchSettings(
-            px.window_px, px.spacing_px, px.detail_px, px.max_shift_px, params.max_rotation_deg
-        )  # fmt: skip
-        match = match_pair(self._pyramid(context, a), self._pyramid(context, b), settings)
+        match = match_pair(self._pyramid(context, a), self._pyramid(context, b), match_settings(context))
         scale, rotation = scale_and_rotation(match.matrix[:, :2])
         # Chance reaches the higher the smaller the sections: the limit is meant for 125 x 125 px and more.
         width, height = (n / px.factor for n in input_image(context).shape_zyx[:0:-1])
@@ -160,10 +199,7 @@ class MatchPairs(Round):
             and len(match.a_xy) >= 6
             and 0.9 < scale < 1.1
         )
-        a_xy, b_xy = (np.round(section_px(xy, px.factor), 4) for xy in (match.a_xy, match.b_xy))
-        context.output_store("stack").put_arrays(
-            matches_path(a, b), a_xy=a_xy, b_xy=b_xy, correlation=np.round(match.correlation, 4),
-        )  # fmt: skip
+        put_matches(context, matches_path(a, b), match.scaled(px.factor))
         if not ok:
             context.log.warning(
                 "sections %d and %d do not match: correlation %.2f, %.0f %% of places found",
@@ -215,6 +251,24 @@ PLACE_ROUNDS = ("solve", "place")
 """One of them places the sections: the second in long stacks."""
 
 
+def pair_reports(context: Context[Any]) -> list[Mapping[str, Any]]:
+    """What the tasks of all pairs said, with the native backend."""
+    return [data for name in PAIR_ROUNDS for _, data in context.results(name)]
+
+
+def cut_of(context: Context[Any], z: int) -> Cut | None:
+    """Where a section is cut, None if nowhere."""
+    from happyneurons.stages.align.cut_mesh import Cut
+
+    def find() -> dict[int, Cut]:
+        store = context.output_store("stack")
+        torn = [data["z"] for _, data in context.results("folds") if data["cut"]]
+        return {z: Cut.from_arrays(store.get_arrays(cut_path(z))) for z in torn}
+
+    cuts: dict[int, Cut] = context.once("cuts", find)
+    return cuts.get(z)
+
+
 def is_long(context: Context[Any]) -> bool:
     """Whether the stack is solved in windows."""
     return len(good_sections(context)) > context.params.window_sections
@@ -226,11 +280,17 @@ def matched_stack(context: Context[Any]) -> MatchedStack:
 
     def make() -> MatchedStack:
         image, store = input_image(context), context.output_store("stack")
+
+        def load_matches(a: int, b: int) -> Mapping[str, Any]:
+            cut = not (cut_of(context, a) is None and cut_of(context, b) is None)
+            return store.get_arrays((sheet_matches_path if cut else matches_path)(a, b))
+
         return MatchedStack(
             good_sections(context),
-            [data for name in PAIR_ROUNDS for _, data in context.results(name)],
-            lambda a, b: store.get_arrays(matches_path(a, b)),
+            pair_reports(context),
+            load_matches,
             lambda z: store.get_arrays(working_path(z))["kind"],
+            lambda z: cut_of(context, z),
             (image.shape_zyx[1], image.shape_zyx[2]),
             lengths(context),
             context.params,
@@ -243,13 +303,11 @@ def matched_stack(context: Context[Any]) -> MatchedStack:
 def write_placed(context: Context[Any], placed: Placed) -> TaskResult:
     """Keep the warps and figures of a placed stack."""
     from happyneurons.imaging.transforms import SECTION, transforms_path
-    from happyneurons.imaging.warp import GridWarp
 
     store = context.output_store("stack")
     corner = input_image(context).start_zyx[:0:-1]
     for z, warp in placed.warps.items():
-        moved = GridWarp(warp.origin_xy + corner, warp.spacing_px, warp.nodes + corner)
-        store.put_arrays(transforms_path(z), **moved.arrays(SECTION))
+        store.put_arrays(transforms_path(z), **warp.from_corner(corner).arrays(SECTION))
     store.put_json("solution.json", {"sections": placed.figures, "summary": placed.summary})
     return TaskResult(data=placed.summary)
 
@@ -304,8 +362,8 @@ class RenderSections(Round):
         import cv2
         import numpy as np
 
+        from happyneurons.imaging.cut_warp import section_warp
         from happyneurons.imaging.transforms import SECTION, transforms_path
-        from happyneurons.imaging.warp import GridWarp
         from happyneurons.stages.align.render import blocks, draw_block
 
         cv2.setNumThreads(context.threads)
@@ -314,7 +372,7 @@ class RenderSections(Round):
         document = self._document(context, z)
         written = 0
         if document["status"] not in NO_PICTURE:
-            warp = GridWarp.from_arrays(store.get_arrays(transforms_path(z)), SECTION)
+            warp = section_warp(store.get_arrays(transforms_path(z)), SECTION)
             image, mask = input_image(context), input_volume(context, "mask")
             out, out_mask = _output_volume(context, "image"), None if mask is None else _output_volume(context, "mask")
             shown = 0
@@ -359,7 +417,7 @@ class Align(Stage[AlignParams]):
     (the averaged pictures they were found in) and `solution.json` (figures of all sections); with the
     aligntk backend, `aligntk/` (its programs' maps and scores; docs/align.md)."""
 
-    name, version = "align", "3"
+    name, version = "align", "4"
     summary = "Aligns the sections of a stack elastically; bridges bad ones; keeps scale and oblique tissue as they are"
     Params = AlignParams
     inputs = {"stack": InputSpec("section_stack", "sections, each roughly in place")}
@@ -388,10 +446,12 @@ class Align(Stage[AlignParams]):
             from happyneurons.stages.align.aligntk_rounds import RegisterBridges, RegisterPairs, RelaxStack
 
             return [PrepareSections(), RegisterPairs(), RegisterBridges(), RelaxStack(), RenderSections()]
+        from happyneurons.stages.align.fold_rounds import FindFolds, MatchSheets
         from happyneurons.stages.align.long_rounds import PlaceWindows, SolveAffine, SolveWindows
 
+        pairs, folds = (MatchPairs(), BridgePairs()), (FindFolds(), MatchSheets())
         long = (SolveAffine(), SolveWindows(), PlaceWindows())
-        return [PrepareSections(), MatchPairs(), BridgePairs(), SolveStack(), *long, RenderSections()]
+        return [PrepareSections(), *pairs, *folds, SolveStack(), *long, RenderSections()]
 
     def finish(self, context: Context[AlignParams]) -> StageResult:
         image, stack, box = input_image(context), context.input("stack"), _output_bounds(context)
@@ -400,7 +460,7 @@ class Align(Stage[AlignParams]):
         metrics: dict[str, float] = {
             f"sections_{status}": float(sections.count(status)) for status in ("ok", "flagged", *NO_PICTURE)
         }
-        pairs = [data["ok"] for name in PAIR_ROUNDS for _, data in context.results(name)]
+        pairs = [data["ok"] for data in pair_reports(context)]
         metrics["pairs_ok"] = float(sum(pairs))
         metrics["pairs_failed"] = float(len(pairs) - sum(pairs) + sum(len(context.quarantined(n)) for n in PAIR_ROUNDS))
         for _, summary in (r for name in PLACE_ROUNDS for r in context.results(name)):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -12,8 +14,20 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import splu
 
 Doubles = NDArray[np.float64]
-Basis = Callable[[Doubles], Any]
-"""(n, 2) points → (rows, coefficients) sparse matrix: values at the points of the map with given coefficients."""
+
+
+class Basis(Protocol):
+    """What maps are made of."""
+
+    @property
+    def count(self) -> int:
+        """Number of coefficients."""
+
+    def basis(self, points: Doubles) -> Any:
+        """(n, 2) points → (rows, count) sparse matrix: values at the points of the map with given coefficients."""
+
+    def coarse(self) -> Any:
+        """(count, fewer) coefficients of smooth maps, which alone couple many sections."""
 
 
 @dataclass(frozen=True)
@@ -62,34 +76,44 @@ class NodeGrid:
         index = np.arange(self.count).reshape(ny, nx)
         first = np.concatenate([index[:, :-1].ravel(), index[:-1].ravel()])
         second = np.concatenate([index[:, 1:].ravel(), index[1:].ravel()])
-        tie = np.ones(len(first))
-        if stiffness is not None:
-            flat = stiffness.ravel()
-            tie = np.minimum(flat[first], flat[second])
-        rows = np.concatenate([first, second, first, second])
-        columns = np.concatenate([second, first, first, second])
-        values = np.concatenate([-tie, -tie, tie, tie])
-        laplacian = sp.csr_matrix((values, (rows, columns)), shape=(self.count, self.count))
-        kappa_squared = 8.0 * (self.spacing_px / range_px) ** 2
-        factor = sp.identity(self.count) * kappa_squared + laplacian
-        return sp.csr_matrix(factor @ factor / (4 * np.pi * kappa_squared * rms_px**2))
+        flat = None if stiffness is None else stiffness.ravel()
+        return smooth_field_precision(self.count, first, second, self.spacing_px, rms_px, range_px, flat)
+
+
+def smooth_field_precision(
+    count: int, first: NDArray[Any], second: NDArray[Any], spacing_px: float, rms_px: float, range_px: float,
+    stiffness: Doubles | None,
+) -> Any:  # fmt: skip
+    """(count, count) precision matrix of a smooth random field (Matérn, ν = 1) on nodes `spacing_px` apart.
+
+    first, second (m,): nodes that are neighbours. stiffness (count,), 0..1, as in `NodeGrid.precision`.
+    """
+    tie = np.ones(len(first)) if stiffness is None else np.minimum(stiffness[first], stiffness[second])
+    rows = np.concatenate([first, second, first, second])
+    columns = np.concatenate([second, first, first, second])
+    values = np.concatenate([-tie, -tie, tie, tie])
+    laplacian = sp.csr_matrix((values, (rows, columns)), shape=(count, count))
+    kappa_squared = 8.0 * (spacing_px / range_px) ** 2
+    factor = sp.identity(count) * kappa_squared + laplacian
+    return sp.csr_matrix(factor @ factor / (4 * np.pi * kappa_squared * rms_px**2))
 
 
 class System:
     """Unknowns: coefficients of U for k sections, then of V for the k − 1 intervals between them."""
 
-    def __init__(self, pairs: Sequence[Pair], gaps: Doubles, basis: Basis, coarse: Any = None) -> None:
-        """coarse (coefficients, fewer): smooth maps, which alone couple many sections, as the basis has them."""
+    def __init__(self, pairs: Sequence[Pair], gaps: Doubles, sections: Sequence[Basis], between: Basis) -> None:
+        """sections: what U is made of in each; between: what all V are."""
         self.gaps = gaps
-        self.coarse = coarse
-        self.sections = len(gaps) + 1
+        self.bases = [*sections, *[between] * len(gaps)]
+        self.starts = np.concatenate([[0], np.cumsum([basis.count for basis in self.bases])])
+        k = len(sections)
         rows = []
         for pair in pairs:
-            at_a, at_b = basis(pair.a_xy), basis(pair.b_xy)
-            self.size = at_a.shape[1]
+            at_a, at_b = sections[pair.a].basis(pair.a_xy), sections[pair.b].basis(pair.b_xy)
+            moved = at_a if sections[pair.a] is between else between.basis(pair.a_xy)
             blocks: dict[int, Any] = {pair.a: -at_a, pair.b: at_b}
-            blocks |= {self.sections + i: -gaps[i] * at_a for i in range(pair.a, pair.b)}
-            rows.append(_block_row(blocks, self.size, 2 * self.sections - 1))
+            blocks |= {k + i: -gaps[i] * moved for i in range(pair.a, pair.b)}
+            rows.append(_block_row(blocks, self.starts))
         self.design = sp.vstack(rows).tocsr()
         self.weight = np.concatenate([p.weight / (p.b - p.a) for p in pairs])
         self.offset = np.concatenate([p.b_xy - p.a_xy for p in pairs])
@@ -97,8 +121,8 @@ class System:
     def solve(
         self, prior_u: Any, prior_v: Any, persistence: float, weight: Doubles, noise_px: float,
         offset: Doubles, exact: bool = False,
-    ) -> tuple[Doubles, Doubles]:  # fmt: skip
-        """(k, coefficients, c) of U and (k − 1, coefficients, c) of V. offset (rows, c): T_b(q) − T_a(p) with U = 0."""
+    ) -> tuple[list[Doubles], list[Doubles]]:  # fmt: skip
+        """(coefficients, c) of k U and of k − 1 V. offset (rows, c): T_b(q) − T_a(p) with U = 0."""
         prior = sp.block_diag([prior_u, sp.kron(_autoregressive(self.gaps, persistence), prior_v)]).tocsc()
         design, transposed = self.design, self.design.T.tocsr()
         x = np.zeros((design.shape[1], offset.shape[1]))
@@ -111,8 +135,13 @@ class System:
             miss = np.linalg.norm(offset + design @ x, axis=1)
             scale = max(2 * noise_px, 3 * float(np.median(miss)))
             robust = 1 / (1 + (miss / scale) ** 2)
-        coefficients = x.reshape(2 * self.sections - 1, self.size, -1)
-        return coefficients[: self.sections], coefficients[self.sections :]
+        found = [x[a:b] for a, b in pairwise(self.starts)]
+        return found[: len(self.gaps) + 1], found[len(self.gaps) + 1 :]
+
+    @cached_property
+    def _spread(self) -> Any:
+        """From coefficients of coarse maps to those of all maps."""
+        return sp.block_diag([basis.coarse() for basis in self.bases], format="csr")
 
     def _conjugate_gradient(self, normal: Any, right: Doubles, start: Doubles, goal: float) -> Doubles:
         """All right-hand sides at once; without BLAS: the same bits with any number of threads.
@@ -120,10 +149,10 @@ class System:
         Preconditioned by the blocks of single sections and intervals, which know nothing of each
         other, plus the problem of the coarse maps of all of them, solved at once.
         """
-        blocks = [normal[i : i + self.size, i : i + self.size] for i in range(0, normal.shape[0], self.size)]
+        blocks = [normal[a:b, a:b] for a, b in pairwise(self.starts)]
         matrix = normal.tocsr()
         single = _factorized(sp.block_diag(blocks))
-        spread = sp.kron(sp.identity(len(blocks)), self.coarse, format="csr")
+        spread = self._spread
         gather = spread.T.tocsr()
         together = _factorized(gather @ matrix @ spread)
 
@@ -159,15 +188,15 @@ def _dot(a: Doubles, b: Doubles) -> Doubles:
     return np.asarray(np.einsum("ij,ij->j", a, b))
 
 
-def _block_row(blocks: dict[int, Any], size: int, total: int) -> Any:
-    """Blocks of `size` columns each, placed by index among `total` ones."""
+def _block_row(blocks: dict[int, Any], starts: NDArray[np.int64]) -> Any:
+    """Blocks of columns, placed by index: block i begins at column starts[i]."""
     parts = []
     for index, block in blocks.items():
         coo = block.tocoo()
-        parts.append((coo.data, coo.row, coo.col + index * size))
+        parts.append((coo.data, coo.row, coo.col + starts[index]))
     data, rows, columns = (np.concatenate(x) for x in zip(*parts, strict=True))
     height = next(iter(blocks.values())).shape[0]
-    return sp.csr_matrix((data, (rows, columns)), shape=(height, total * size))
+    return sp.csr_matrix((data, (rows, columns)), shape=(height, starts[-1]))
 
 
 def _autoregressive(gaps: Doubles, persistence: float) -> Any:

@@ -61,29 +61,30 @@ def affine_maps(stack: MatchedStack) -> AffineMaps:
     return solve_affine(stack.points(stack.kept, _POINTS), _gaps(stack.kept), *stack.size, stack.settings)
 
 
-def elastic_shifts(stack: MatchedStack, window: Window, affine: AffineMaps) -> tuple[Doubles, float]:
-    """(sections of the window, ny, nx, 2) shifts of their nodes, and the rms of elastic distortion (px)."""
+def elastic_shifts(stack: MatchedStack, window: Window, affine: AffineMaps) -> tuple[list[Doubles], float]:
+    """Shifts of the nodes of the window's sections, as in `Solution`, and the rms of elastic distortion (px)."""
     sections = stack.kept[window.start : window.stop]
     found = stack.points(sections)
     if not found:
-        return np.zeros((len(sections), *stack.grid.shape, 2)), 0.0
+        return [np.zeros((1, *stack.grid.shape, 2))] * len(sections), 0.0
     return solve_elastic(
         found, _gaps(sections), affine.part(window.start, window.stop), stack.grid, stack.settings,
-        stack.stiffnesses(sections),
+        stack.stiffnesses(sections), stack.cuts(sections),
     )  # fmt: skip
 
 
 def place_windows(
     stack: MatchedStack,
     affine: AffineMaps,
-    solved: Sequence[tuple[Window, Doubles]],
+    solved: Sequence[tuple[Window, Sequence[Doubles]]],
     distortion_px: float,
 ) -> Placed:
     """All sections from their affine maps and the windows' shifts."""
-    shifts = np.zeros((len(stack.kept), *stack.grid.shape, 2))
+    shifts = [np.zeros((1, *stack.grid.shape, 2))] * len(stack.kept)
     order = [window for window, _ in solved]
     for i, (window, found) in enumerate(solved):
-        shifts[window.start : window.stop] += weights(order, i)[:, None, None, None] * found
+        for k, share, part in zip(range(window.start, window.stop), weights(order, i), found, strict=True):
+            shifts[k] = shifts[k] + share * part
     solution = centred(Solution(affine.matrices, shifts, affine.jitter_px, distortion_px), stack.grid)
     return placed(stack, solution, stack.points(stack.kept, _POINTS))
 
