@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from happyneurons.jobs.stage import Context, Round, Task, TaskResult
 from happyneurons.stages.align.stage import (
+    FOLD_ROUND,
     PrepareSections,
     cut_of,
     cut_path,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 class FindFolds(Round):
     """Sections with long thin bands of odd grey values: across which of them tissue jumps."""
 
-    name = "folds"
+    name = FOLD_ROUND
 
     def plan(self, context: Context[Any]) -> Iterable[Task]:
         banded = {data["z"] for _, data in context.results(PrepareSections.name) if data.get("bands")}

@@ -31,7 +31,7 @@ _MOST_CANDIDATES = 20
 _REACH_CELLS = 2.0
 # Tissue is torn if it jumps by so many times the jump's standard error and so many working px.
 _SIGNIFICANT = 4.0
-_LEAST_JUMP_PX = 1.0
+_LEAST_JUMP_PX = 2.0
 _LEAST_POINTS = 6
 
 Mask = NDArray[np.bool_]

@@ -94,6 +94,11 @@ class AlignParams(StageParams):
     grid_spacing_px: float | None = Field(
         None, ge=8, le=10_000, description="Distance of the nodes of a section's warp (px); null: a 20th, at least 24"
     )
+    cut_folds: bool = Field(
+        True,
+        description="Sections are cut along dark or bright bands across which tissue jumps: what they hide stays blank. "
+        "Without, warps are continuous and bands are drawn like tissue",
+    )
     distortion_px: float | None = Field(
         None, gt=0, le=10_000, description="Typical elastic distortion of a section (rms, px); null: estimated"
     )

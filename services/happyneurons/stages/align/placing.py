@@ -209,8 +209,9 @@ def judge(
     scales, shifts, linears = [], [], []
     for position, z in enumerate(kept):
         misses = np.concatenate(residuals[z]) if residuals[z] else None
-        shift = float(np.linalg.norm(maps[z].map(centre) - centre))
-        linear = _linear(maps[z])
+        whole = _whole(maps[z])
+        shift = float(np.linalg.norm(whole.map(centre) - centre))
+        linear = _linear(whole)
         scale = scale_and_rotation(linear)[0]
         shifts.append(shift)
         scales.append(scale)
@@ -246,10 +247,13 @@ def judge(
     return figures, summary
 
 
-def _linear(warp: GridWarp | CutWarp) -> Doubles:
+def _whole(warp: GridWarp | CutWarp) -> GridWarp:
+    """The warp without cuts that is nearest to one with them."""
+    return warp.sheets[0] if isinstance(warp, CutWarp) else warp
+
+
+def _linear(warp: GridWarp) -> Doubles:
     """(2, 2) linear part of the affine map nearest to a warp."""
-    if isinstance(warp, CutWarp):
-        warp = warp.sheets[0]
     ny, nx = warp.nodes.shape[:2]
     source = np.stack(np.meshgrid(np.arange(nx), np.arange(ny)), axis=-1).reshape(-1, 2) * warp.spacing_px
     source = source - source.mean(axis=0)

@@ -157,9 +157,10 @@ class PrepareSections(Round):
             data |= {"status": "blank", "reason": f"no tissue to see: contrast {picture.contrast:.2f} (sd)"}
         else:
             arrays = {"image": picture.image, "kind": picture.kind}
-            bands = candidates(picture.kind, px.node_spacing_px / px.factor)
-            if bands.any():
-                data["bands"], arrays["bands"] = int(bands.max()), bands
+            if context.params.cut_folds:
+                bands = candidates(picture.kind, px.node_spacing_px / px.factor)
+                if bands.any():
+                    data["bands"], arrays["bands"] = int(bands.max()), bands
             context.output_store("stack").put_arrays(working_path(z), **arrays)
         data |= {"contrast": round(picture.contrast, 3), "tissue": round(picture.tissue, 4)}
         _, height, width = image.shape_zyx
@@ -247,6 +248,7 @@ class BridgePairs(MatchPairs):
 
 
 PAIR_ROUNDS = (MatchPairs.name, BridgePairs.name)
+FOLD_ROUND = "folds"
 PLACE_ROUNDS = ("solve", "place")
 """One of them places the sections: the second in long stacks."""
 
@@ -262,7 +264,7 @@ def cut_of(context: Context[Any], z: int) -> Cut | None:
 
     def find() -> dict[int, Cut]:
         store = context.output_store("stack")
-        torn = [data["z"] for _, data in context.results("folds") if data["cut"]]
+        torn = [data["z"] for _, data in context.results(FOLD_ROUND) if data["cut"]]
         return {z: Cut.from_arrays(store.get_arrays(cut_path(z))) for z in torn}
 
     cuts: dict[int, Cut] = context.once("cuts", find)
@@ -393,15 +395,16 @@ class RenderSections(Round):
     def _document(context: Context[Any], z: int) -> dict[str, Any]:
         """Status and figures of the section: what the earlier rounds found."""
 
-        def load() -> tuple[dict[int, Any], Mapping[str, Any]]:
+        def load() -> tuple[dict[int, Any], Mapping[str, Any], dict[int, list[float]]]:
             prepared = {data["z"]: data for _, data in context.results(PrepareSections.name)}
             solution = context.output_store("stack").find_json("solution.json") or {"sections": {}}
-            return prepared, solution["sections"]
+            jumps = {data["z"]: data["jumps_px"] for _, data in context.results(FOLD_ROUND) if data["cut"]}
+            return prepared, solution["sections"], jumps
 
-        prepared, solved = context.once("figures", load)
+        prepared, solved, jumps = context.once("figures", load)
         if z not in prepared:
             return {"z": z, "status": "failed", "reason": "it could not be read"}
-        first = {k: v for k, v in prepared[z].items() if v is not None}
+        first = {k: v for k, v in prepared[z].items() if v is not None and k != "bands"}
         if first["status"] in NO_PICTURE:
             return first
         figures = solved.get(str(z))
@@ -409,7 +412,7 @@ class RenderSections(Round):
             return first | {"status": "blank", "reason": "far less contrast than the other sections"}
         if first["status"] == "flagged" and figures["status"] == "ok":
             figures = {**figures, "status": "flagged"}
-        return first | figures
+        return first | figures | ({"fold_jumps_px": jumps[z]} if z in jumps else {})
 
 
 class Align(Stage[AlignParams]):
@@ -460,6 +463,7 @@ class Align(Stage[AlignParams]):
         metrics: dict[str, float] = {
             f"sections_{status}": float(sections.count(status)) for status in ("ok", "flagged", *NO_PICTURE)
         }
+        metrics["sections_cut"] = float(sum(data["cut"] for _, data in context.results(FOLD_ROUND)))
         pairs = [data["ok"] for data in pair_reports(context)]
         metrics["pairs_ok"] = float(sum(pairs))
         metrics["pairs_failed"] = float(len(pairs) - sum(pairs) + sum(len(context.quarantined(n)) for n in PAIR_ROUNDS))
