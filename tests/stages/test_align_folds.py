@@ -118,6 +118,27 @@ def test_tissue_beside_a_fold_goes_home_and_what_it_hides_stays_blank(
     assert np.count_nonzero(np.diff((rows == 0).astype(int), axis=1) == 1) == len(rows)
 
 
+def test_a_fold_through_the_section_may_hide_much(store: Store, distorted: tuple[np.ndarray, Warps]) -> None:
+    """Nine per cent of the section: the smaller side is far from where a search for the larger one looks."""
+    pictures, truth, gone, at = distorted[0].copy(), distorted[1], 18, 120
+    whole = pictures[FOLDED].copy()
+    pictures[FOLDED, :, at:-gone] = whole[:, at + gone :]
+    pictures[FOLDED, :, -gone:] = 0
+    pictures[FOLDED, :, at - BAND : at + BAND] = 10
+    _, aligned = align(store, publish(store, pictures))
+    assert fold_jumps(aligned)[FOLDED] == [pytest.approx(gone, abs=1.5)]
+    transforms = AlignTransforms(aligned)
+    x, y = np.meshgrid(np.arange(at + BAND + 3, SIZE - gone - 4, 4.0), np.arange(30, 170, 4.0))
+    px = np.stack([x, y], axis=-1).reshape(-1, 2) + CORNER_XY
+    here = transforms.map(Z0 + FOLDED, px)
+    places = truth[FOLDED].map(px + [gone, 0])
+    there = [transforms.map(Z0 + FOLDED + d, truth[FOLDED + d].inverse(places)) for d in (-1, 1)]
+    assert here is not None
+    error = np.linalg.norm(here - np.mean(there, axis=0), axis=1)
+    assert np.median(error) < 0.6
+    assert np.percentile(error, 95) < 2
+
+
 def test_without_cuts_what_is_hidden_is_spread(
     store: Store, distorted: tuple[np.ndarray, Warps], folded: np.ndarray
 ) -> None:

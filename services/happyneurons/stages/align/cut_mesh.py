@@ -60,6 +60,33 @@ class Cut:
     def sheets(self) -> int:
         return len(self.node_of)
 
+    @cached_property
+    def bodies(self) -> Labels:
+        """(h, w) tissue that hangs together, numbered from 1 on; 0 on cuts."""
+        return np.asarray(cv2.connectedComponents((self.sheet_of != HIDDEN).astype(np.uint8), connectivity=4)[1])
+
+    def sees(self, sheet: int) -> NDArray[np.bool_]:
+        """(h, w) tissue that is not beyond a cut from a sheet, as far as can be told."""
+        if sheet == 0:
+            return self.sheet_of != HIDDEN
+        own = np.unique(self.bodies[self.sheet_of == sheet])
+        return np.isin(self.bodies, own) & ((self.sheet_of == 0) | (self.sheet_of == sheet))
+
+    @cached_property
+    def seen_by(self) -> NDArray[np.uint8]:
+        """(h, w) sheet that sees most of a px's own tissue and none beyond a cut; HIDDEN on cuts.
+
+        It is the px's own sheet, but far from cuts that leave several bodies one of those of its body.
+        """
+        best = self.sheet_of.copy()
+        if self.bodies.max() > 1:
+            for body in range(1, self.bodies.max() + 1):
+                here = self.bodies == body
+                sheets = np.unique(self.sheet_of[here])
+                if sheets[-1]:
+                    best[here & (best == 0)] = sheets[sheets > 0][0]
+        return best
+
     def sheet_at(self, xy: Doubles) -> NDArray[np.uint8]:
         """(n,) sheet of (n, 2) px of the section, HIDDEN on a cut."""
         return sheets_at(self.sheet_of, xy, (0.0, 0.0), self.factor)

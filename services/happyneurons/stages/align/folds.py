@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from happyneurons.imaging.cut_warp import HIDDEN
+from happyneurons.imaging.cut_warp import HIDDEN, sheets_at
 from happyneurons.stages.align.coarse import Level, MatchSettings, pyramid
 from happyneurons.stages.align.cut_mesh import Cut
 from happyneurons.stages.align.matching import PairMatch, match_pair
@@ -76,13 +76,10 @@ class Section:
     cut: Cut | None = None
 
     def levels(self, detail_px: float, sheet: int) -> list[Level]:
-        """The pyramid of all but what lies across cuts from a sheet; sheet 0: of all but cuts."""
+        """The pyramid of what a sheet sees."""
         tissue = self.kind == TISSUE
         if self.cut is not None:
-            sheet_of = self.cut.sheet_of
-            tissue &= sheet_of != HIDDEN
-            if sheet:
-                tissue &= (sheet_of == 0) | (sheet_of == sheet)
+            tissue &= self.cut.sees(sheet)
         return pyramid(self.image, tissue, detail_px)
 
     @property
@@ -98,7 +95,7 @@ def match_sheets(a: Section, b: Section, settings: MatchSettings, factor: int) -
     for i, first in enumerate(levels_a):
         for j, second in enumerate(levels_b):
             match = match_pair(first, second, settings).scaled(factor)
-            own = (_sheet_at(a.cut, match.a_xy) == i) & (_sheet_at(b.cut, match.b_xy) == j)
+            own = (_seen_by(a.cut, match.a_xy) == i) & (_seen_by(b.cut, match.b_xy) == j)
             parts.append((match.a_xy[own], match.b_xy[own], match.correlation[own]))
             whole = whole or match
     assert whole is not None
@@ -106,8 +103,8 @@ def match_sheets(a: Section, b: Section, settings: MatchSettings, factor: int) -
     return PairMatch(a_xy, b_xy, correlation, whole.matrix, whole.coarse_score, whole.found)
 
 
-def _sheet_at(cut: Cut | None, xy: Doubles) -> NDArray[np.uint8]:
-    return np.zeros(len(xy), dtype=np.uint8) if cut is None else cut.sheet_at(xy)
+def _seen_by(cut: Cut | None, xy: Doubles) -> NDArray[np.uint8]:
+    return np.zeros(len(xy), dtype=np.uint8) if cut is None else sheets_at(cut.seen_by, xy, (0.0, 0.0), cut.factor)
 
 
 @dataclass(frozen=True)

@@ -96,8 +96,8 @@ class AlignParams(StageParams):
     )
     cut_folds: bool = Field(
         True,
-        description="Sections are cut along dark or bright bands across which tissue jumps: what they hide stays blank. "
-        "Without, warps are continuous and bands are drawn like tissue",
+        description="Sections are cut along dark or bright bands across which tissue jumps: what they hide stays "
+        "blank. Without, warps are continuous and bands are drawn like tissue",
     )
     distortion_px: float | None = Field(
         None, gt=0, le=10_000, description="Typical elastic distortion of a section (rms, px); null: estimated"
