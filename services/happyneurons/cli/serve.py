@@ -110,7 +110,7 @@ def _speaker(as_json: bool) -> Callable[[str], None]:
 @json_option
 def volumes(targets: tuple[str, ...], host: str, port: int, token: str | None, as_json: bool) -> None:
     """Serve volumes, meshes and skeletons over HTTP, as Neuroglancer and other programs read them."""
-    from happyneurons.cli.view import serve_until_signal
+    from happyneurons.rpc.stop_signal import StopSignal
     from happyneurons.store.artifacts import load_artifact
     from happyneurons.viewer import VolumeServer, source_of
 
@@ -121,6 +121,7 @@ def volumes(targets: tuple[str, ...], host: str, port: int, token: str | None, a
         artifacts[name if named else f"volume{number}"] = load_artifact(uri if named else target)
     roots = {name: source_of(a.data_uri, segmentation=a.kind == "segmentation") for name, a in artifacts.items()}
     with VolumeServer(roots, host=host, port=port, token=token) as server:
+        stop = StopSignal()
         urls = {name: server.data_url(name) for name in roots}
         click.echo(json.dumps(urls) if as_json else "\n".join(f"{name}  {url}" for name, url in urls.items()))
-        serve_until_signal()
+        stop.wait()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ import click
 from happyneurons.cli.options import json_option, orchestrator_option, print_json, store_option
 from happyneurons.cli.session import reading
 from happyneurons.errors import UserError
+from happyneurons.rpc.stop_signal import StopSignal
 from happyneurons.store.artifacts import Artifact, load_artifact
 from happyneurons.v1 import pipelines_pb2
 
@@ -101,6 +100,7 @@ def view(
     except BaseException:
         viewer.stop()
         raise
+    stop = StopSignal()
     url = viewer.url if page is None else viewer.demo_url
     if as_json:
         layers = [layer["name"] for layer in viewer.state["layers"]]
@@ -118,7 +118,7 @@ def view(
     sys.stdout.flush()
     if browser or (browser is None and sys.stdout.isatty() and not as_json and not only_link):
         click.launch(url)
-    serve_until_signal()
+    stop.wait()
     viewer.stop()
 
 
@@ -222,14 +222,6 @@ def named(found: Mapping[str, tuple[str, str]], only: Sequence[str]) -> Mapping[
         if not any(_matches(key, name) for key in found):
             raise UserError(f"--only {name}: the run has {', '.join(found) or 'no results (yet)'}")
     return {key: v for key, v in found.items() if not only or any(_matches(key, name) for name in only)}
-
-
-def serve_until_signal() -> None:
-    """Block until SIGINT or SIGTERM."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    stop.wait()
 
 
 def _matches(key: str, name: str) -> bool:

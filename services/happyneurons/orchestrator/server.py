@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from happyneurons.orchestrator.sites import SiteConfig, load_sites, make_executo
 from happyneurons.rpc.auth.server import Security
 from happyneurons.rpc.metrics_server import MetricsServer, new_registry
 from happyneurons.rpc.server import RpcServer, Service, write_port_file
+from happyneurons.rpc.stop_signal import StopSignal
 from happyneurons.store.documents import Store
 from happyneurons.store.roots import VARIABLE, as_variable
 from happyneurons.v1 import (
@@ -155,9 +155,7 @@ def serve_orchestrator(
     address, metrics_address: host:port (port 0: any). port_file: gets the bound address once it serves,
     in one step, so that whoever waits for it never reads half a line. security_file: docs/security.md.
     """
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = StopSignal()
     store = Store(store_uri)
     security = None if security_file is None else Security.load(security_file)
     if security is not None:

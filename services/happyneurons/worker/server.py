@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from happyneurons.rpc.convert import from_struct, resources_from_message, stage_
 from happyneurons.rpc.logs import tail_log
 from happyneurons.rpc.metrics_server import MetricsServer, new_registry
 from happyneurons.rpc.server import RpcServer, Service, write_port_file
+from happyneurons.rpc.stop_signal import StopSignal
 from happyneurons.stages import load_stage, loadable_stages
 from happyneurons.store.documents import Store
 from happyneurons.store.roots import VARIABLE, Roots, as_variable
@@ -280,9 +280,7 @@ def serve_stage(
     address, metrics_address: host:port (port 0: any). max_queued, drain_s: see StageServer. port_file: gets the
     bound address once it serves, in one step. security_file: docs/security.md.
     """
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = StopSignal()
     store = Store(store_uri)
     security = None if security_file is None else Security.load(security_file)
     if security is not None:
