@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 
 import pytest
 
-from happyneurons.errors import JobFailedError, UserError
+from happyneurons.errors import EXIT_USAGE, JobFailedError, UserError
 from happyneurons.jobs.attempts import EndState, attempt_end, attempt_numbers, claim, request_cancel, settle, supersede
 from happyneurons.jobs.journal import Entry, JournalWriter, read_journal
+from happyneurons.jobs.spec import make_spec, save_spec
 from happyneurons.orchestrator.driver import INFRASTRUCTURE_RETRIES
+from happyneurons.stages import load_stage
 from happyneurons.store.artifacts import load_artifact
 from happyneurons.store.documents import Store
 from happyneurons.worker.local import run_stage
@@ -247,3 +250,25 @@ def test_options_do_not_change_the_result(store, tmp_path):
     a = run_stage(store, "sandbox", params={"tasks": 4}, options=RunOptions(threads=2))
     b = run_stage(Store(str(tmp_path / "other")), "sandbox", params={"tasks": 4})
     assert a.outputs["numbers"].digest == b.outputs["numbers"].digest
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"stage": "nosuch"}, "no stage named 'nosuch'"),
+        (
+            {"stage_version": "0.9"},
+            r"is for version 0\.9 of sandbox, installed here is .*: use an image of the release",
+        ),
+    ],
+)
+def test_an_image_without_the_stage_begins_no_attempt(store, start_attempt, other, message):
+    spec = make_spec(load_stage("sandbox"), inputs={}, params={}).model_copy(update=other)
+    save_spec(store, spec)
+    process = start_attempt(spec.key, ranks=2)
+    said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == EXIT_USAGE
+    assert re.search(message, said)
+    assert attempt_numbers(store, spec.key) == []
+    with pytest.raises(UserError, match=message):
+        run_job_here(store, spec.key)

@@ -30,7 +30,7 @@ from happyneurons.errors import (
 )
 from happyneurons.jobs.attempts import Attempt, EndState, claim, owner_id
 from happyneurons.jobs.journal import Entry, JournalWriter, forget_journal, read_journal
-from happyneurons.jobs.spec import job_uri, load_spec, parse_job_uri
+from happyneurons.jobs.spec import JobSpec, job_uri, load_spec, parse_job_uri
 from happyneurons.jobs.stage import Round, Task
 from happyneurons.store.documents import Store
 from happyneurons.worker.farm import (
@@ -73,6 +73,21 @@ class RunOptions:
     heartbeat_s: float = 2.0
 
 
+def check_installed(spec: JobSpec) -> None:
+    """Raise UserError if the job's stage is not installed here, or another version of it.
+
+    Before an attempt begins: that would count as interrupted, and be tried again.
+    """
+    from happyneurons.stages import load_stage
+
+    stage = load_stage(spec.stage)
+    if stage.version != spec.stage_version:
+        raise UserError(
+            f"job {spec.key} is for version {spec.stage_version} of {stage.name}, installed here is {stage.version}: "
+            "use an image of the release that made the job, or submit its pipeline again with this release"
+        )
+
+
 def run_job_uri(uri: str, options: RunOptions) -> int:
     """Attempt a job as `hpn-stage run` does, on all MPI ranks; returns the exit code."""
     started = time.monotonic()
@@ -81,6 +96,7 @@ def run_job_uri(uri: str, options: RunOptions) -> int:
     def begin() -> JobOnRank | None:
         store, key = parse_job_uri(uri)
         spec = load_spec(store, key)
+        check_installed(spec)
         attempt = claim(store, key, owner_id(), takeover=options.takeover)
         if attempt is None:
             log.info("job %s has its result already", key)
@@ -98,10 +114,12 @@ def run_job_uri(uri: str, options: RunOptions) -> int:
 def run_job_here(store: Store, key: str, options: RunOptions | None = None) -> int:
     """Attempt a job in this very process, without MPI (tests, notebooks, `-n 1` debugging)."""
     options = options or RunOptions()
+    spec = load_spec(store, key)
+    check_installed(spec)
     attempt = claim(store, key, owner_id(), takeover=options.takeover)
     if attempt is None:
         return EXIT_OK
-    job = JobOnRank(store.uri, load_spec(store, key), options.threads, attempt.number)
+    job = JobOnRank(store.uri, spec, options.threads, attempt.number)
     state = enter_job(job, 0)
     try:
         return Coordinator(attempt, SerialFarm(), job, state, options, time.monotonic()).run()
