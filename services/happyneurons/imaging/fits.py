@@ -11,6 +11,9 @@ from happyneurons.imaging.matching import Matches
 
 Floats = NDArray[np.float64]
 
+# Reweighting ends when no term of a map changes by more than this (px at the ends of its strip).
+_SETTLED_PX = 0.002
+
 
 def fit_affine(p: ArrayLike, q: ArrayLike, weights: ArrayLike | None = None, ridge: float = 0.0) -> Floats:
     """(2, 3) matrix M with q ≈ M[:, :2] @ p + M[:, 2], by weighted least squares.
@@ -85,10 +88,12 @@ def fit_smooth(
     residual = np.linalg.norm(goal, axis=1)
     scale = max(most_px, float(np.median(residual)))
     for _ in range(iterations):
-        weight = matches.score / (1 + (residual / scale) ** 2)
-        normal = (terms * weight[:, None]).T @ terms + ridge
-        coefficients = np.linalg.solve(normal, (terms * weight[:, None]).T @ goal)
+        before, narrowest = coefficients, scale == least_px / 2
+        weighted = (terms * (matches.score / (1 + (residual / scale) ** 2))[:, None]).T
+        coefficients = np.linalg.solve(weighted @ terms + ridge, weighted @ goal)
         residual = np.linalg.norm(goal - terms @ coefficients, axis=1)
+        if narrowest and np.abs(coefficients - before).max() <= _SETTLED_PX:
+            break
         scale = max(least_px / 2, scale * 0.6)
     keep = residual <= min(most_px, max(least_px, 3 * float(np.median(residual))))
     coefficients[0] += start

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse.linalg import splu
 
+from happyneurons.stages.montage.elastic import normal_equations
 from happyneurons.stages.montage.shared_terms import Contribution, OfTiles, agreement
 
 Floats = NDArray[np.float64]
@@ -49,13 +50,21 @@ class Lens(OfTiles):
 def terms(width: int, height: int, xy: ArrayLike) -> Floats:
     """(terms, n, 2) displacements at tile px (n, 2), without their best affine map over the tile."""
     half, middle = (max(width, height) - 1) / 2, np.array([(width - 1) / 2, (height - 1) / 2])
-    x, y = np.linspace(0, width - 1, _SAMPLES), np.linspace(0, height - 1, _SAMPLES)
-    samples = _raw((np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2) - middle) / half)
-    p = (np.asarray(xy, dtype=np.float64).reshape(-1, 2) - middle) / half
-    # By symmetry the affine map has no constant; what is left is linear in x and y.
-    linear = np.einsum("ni,tnk->tik", samples[0], samples[1:]) / np.square(samples[0]).sum(axis=0)[:, np.newaxis]
-    raw = _raw(p)
-    return np.asarray(raw[1:] - np.einsum("ni,tik->tnk", raw[0], linear))
+    raw = _raw((np.asarray(xy, dtype=np.float64).reshape(-1, 2) - middle) / half)
+    return np.asarray(raw[1:] - np.einsum("ni,tik->tnk", raw[0], _affine_part(width, height)))
+
+
+@lru_cache(maxsize=16)
+def _affine_part(width: int, height: int) -> Floats:
+    """(terms, 2, 2) best linear maps of the terms over a tile; by symmetry they have no constant.
+
+    Kept, as most tiles are of one size: not to be changed.
+    """
+    half = (max(width, height) - 1) / 2
+    x, y = np.linspace(1 - width, width - 1, _SAMPLES) / 2, np.linspace(1 - height, height - 1, _SAMPLES) / 2
+    samples = _raw(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2) / half)
+    products = np.einsum("ni,tnk->tik", samples[0], samples[1:])
+    return np.asarray(products / np.square(samples[0]).sum(axis=0)[:, np.newaxis])
 
 
 def _raw(p: Floats) -> Floats:
@@ -66,25 +75,24 @@ def _raw(p: Floats) -> Floats:
 
 
 def contribution(
-    size: tuple[int, int], rows: sp.csr_matrix, goals: Floats, weights: Floats, stiffness: sp.csr_matrix,
+    size: tuple[int, int], rows: sp.csr_matrix, goals: Floats, weights: Floats, energy: sp.csc_matrix,
     at_a: Floats, at_b: Floats,
 ) -> Contribution:  # fmt: skip
     """Normal equations of the terms with a section's own displacements eliminated.
 
     rows (n, unknowns): the tiles' displacements at each match, a − b = goals (n, 2); weights (n,);
-    stiffness (unknowns, unknowns): the tiles' elastic energy. at_a, at_b (n, 2): tile px of each match.
+    energy (unknowns, unknowns): the tiles' elastic energy. at_a, at_b (n, 2): tile px of each match.
     """
-    weighted = sp.csr_matrix(sp.diags(weights) @ rows)
-    solver = splu((rows.T @ weighted + stiffness).tocsc())
+    weighted, solver = normal_equations(rows, weights, energy)
     shared = terms(*size, at_a) - terms(*size, at_b)
     count = len(shared)
     normal, right = np.zeros((count, count)), np.zeros(count)
     for axis in (0, 1):
         # What is left of terms and goals when tiles move as they like, and pay for it.
         columns = np.column_stack([shared[:, :, axis].T, goals[:, axis]])
-        moved = solver.solve(np.asarray(weighted.T @ columns))
+        pull = np.asarray(weighted.T @ columns)
         products = np.einsum("n,ni,nj->ij", weights, columns, columns) - np.einsum(
-            "ui,uj->ij", np.asarray(weighted.T @ columns), moved
+            "ui,uj->ij", pull, solver.solve(pull)
         )
         normal += products[:count, :count]
         right += products[:count, count]

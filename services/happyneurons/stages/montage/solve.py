@@ -16,10 +16,10 @@ from functools import lru_cache
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from scipy.sparse.linalg import splu
 
 from happyneurons.imaging.fits import apply_affine, fit_affine
 from happyneurons.imaging.warp import GridWarp
+from happyneurons.stages.montage.elastic import elastic_energy, normal_equations
 from happyneurons.stages.montage.lens import Lens, contribution
 from happyneurons.stages.montage.match import PairMatches
 from happyneurons.stages.montage.shared_terms import Contribution
@@ -34,6 +34,9 @@ _LOOP_TOLERANCE_PX = 12.0
 _LOOP_TOLERANCE = 0.01
 # Nodes are kept to 1/1024 px: rounding differences between processors do not reach the bytes.
 _GRAIN = 1024.0
+# Reweighting ends when no node moves by more than this (px), or after so many solves.
+_SETTLED_PX = 0.01
+_MOST_SOLVES = 4
 # Stiffness of what all tiles bend alike (lens and scan distortion), in stiffnesses of a tile and divided
 # by the number of seams: few seams cannot tell it from the bends of single tiles.
 _LENS_STIFFNESS = 4.0
@@ -74,7 +77,7 @@ def place(
     if lens is not None and not (lens.used and lens.fits(tiles)):
         lens = None
     group = joined_groups(len(tiles), used)
-    grids = [_grid(t, node_spacing_px) for t in tiles]
+    grids = [_grid(t.width, t.height, node_spacing_px) for t in tiles]
     warps, residuals = _elastic(grids, start, used, membrane, bending, lens)
     middles = np.array([[(t.width - 1) / 2, (t.height - 1) / 2] for t in tiles])
     solved = np.array([w.map(m[None])[0] - m for w, m in zip(warps, middles, strict=True)])
@@ -143,11 +146,12 @@ def joined_groups(n: int, pairs: Sequence[PairMatches]) -> list[int]:
     return [order.index(r) for r in roots]
 
 
-def _grid(tile: Tile, spacing_px: float) -> GridWarp:
-    """Identity with nodes over the tile; its last nodes may lie beyond the rim."""
-    longest = max(tile.width, tile.height) - 1
+@lru_cache(maxsize=64)
+def _grid(width: int, height: int, spacing_px: float) -> GridWarp:
+    """Identity with nodes over a tile; its last nodes may lie beyond the rim. Kept, as most tiles are of one size."""
+    longest = max(width, height) - 1
     cells = int(np.clip(round(longest / spacing_px), 1, _MAX_NODES - 1))
-    return GridWarp.identity(tile.width - 1, tile.height - 1, longest / cells)
+    return GridWarp.identity(width - 1, height - 1, longest / cells)
 
 
 def _elastic(
@@ -165,37 +169,33 @@ def _elastic(
     shared = lens is None and len({g.nodes.shape for g in grids}) == 1 and len({g.spacing_px for g in grids}) == 1
     displacement = np.zeros((int(first[-1]) + (counts[0] if shared else 0), 2))
     residuals = np.zeros(0)
+    # A known lens is for tiles of one size: they all have the same grid.
+    bend = None if lens is None else lens.displacement(grids[0].sources().reshape(-1, 2))
     if pairs:
         rows, goals, scores = _observations(grids, start, pairs, shared)
-        if lens is not None:
+        if bend is not None:
             # On the nodes, as it will be drawn.
-            goals = goals - rows @ np.concatenate([_bend(g, lens) for g in grids])
-        stiffness = [_stiffness(*g.nodes.shape[:2], membrane, bending) for g in grids]
-        if shared:
-            stiffness.append(np.sqrt(_LENS_STIFFNESS / len(pairs)) * stiffness[0])
-        prior = sp.block_diag(stiffness, format="csr")
-        normal_prior = prior.T @ prior
+            goals = goals - rows @ np.tile(bend, (len(grids), 1))
+        alike = _LENS_STIFFNESS / len(pairs) if shared else None
+        energy = elastic_energy(tuple(g.nodes.shape[:2] for g in grids), membrane, bending, alike)
         robust = np.ones(len(scores))
-        for _ in range(4):
-            weighted = sp.csr_matrix(sp.diags(scores * robust) @ rows)
-            solver = splu((rows.T @ weighted + normal_prior).tocsc())
+        for _ in range(_MOST_SOLVES):
+            before = displacement
+            weighted, solver = normal_equations(rows, scores * robust, energy)
             displacement = solver.solve(np.asarray(weighted.T @ goals))
             residuals = np.linalg.norm(rows @ displacement - goals, axis=1)
             robust = 1 / (1 + residuals**2)
+            if np.abs(displacement - before).max() <= _SETTLED_PX:
+                break
     warps = []
     for i, g in enumerate(grids):
         moved = displacement[first[i] : first[i + 1]].reshape(g.nodes.shape)
         if shared:
             moved = moved + displacement[first[-1] :].reshape(g.nodes.shape)
-        if lens is not None:
-            moved = moved + _bend(g, lens).reshape(g.nodes.shape)
+        if bend is not None:
+            moved = moved + bend.reshape(g.nodes.shape)
         warps.append(g.with_nodes(g.nodes + moved + start[i]))
     return warps, residuals
-
-
-def _bend(grid: GridWarp, lens: Lens) -> Floats:
-    """(nodes, 2) displacements of an unmoved grid's nodes by the lens."""
-    return lens.displacement(grid.sources().reshape(-1, 2))
 
 
 def lens_contribution(
@@ -206,12 +206,12 @@ def lens_contribution(
     pairs = placement.pairs
     if len(sizes) != 1 or not pairs:
         return None
-    grids = [_grid(t, node_spacing_px) for t in tiles]
+    grids = [_grid(t.width, t.height, node_spacing_px) for t in tiles]
     start = np.array([w.nodes[0, 0] for w in placement.warps])
     rows, goals, scores = _observations(grids, start, pairs, shared=False)
-    prior = sp.block_diag([_stiffness(*g.nodes.shape[:2], membrane, bending) for g in grids], format="csr")
+    energy = elastic_energy(tuple(g.nodes.shape[:2] for g in grids), membrane, bending, None)
     weights = scores / (1 + placement.residuals_px**2)
-    return contribution(sizes.pop(), rows, goals, weights, prior.T @ prior, *_points(pairs))
+    return contribution(sizes.pop(), rows, goals, weights, energy, *_points(pairs))
 
 
 def _points(pairs: Sequence[PairMatches]) -> tuple[Floats, Floats]:
@@ -222,64 +222,38 @@ def _points(pairs: Sequence[PairMatches]) -> tuple[Floats, Floats]:
 def _observations(
     grids: Sequence[GridWarp], start: Floats, pairs: Sequence[PairMatches], shared: bool
 ) -> tuple[sp.csr_matrix, Floats, Floats]:
-    """One row a match: displacement at xy_a minus displacement at xy_b = goal, with its weight."""
+    """One row a match: displacement at xy_a minus displacement at xy_b = goal, with its weight.
+
+    shared: all grids are alike, and what they bend alike are unknowns of their own, after all others.
+    """
     counts = [g.nodes.shape[0] * g.nodes.shape[1] for g in grids]
     first = np.concatenate([[0], np.cumsum(counts)])
-    columns, values, goals = [], [], []
-    for p in pairs:
-        nodes_a, weights_a = _interpolation(grids[p.a], p.matches.xy_a)
-        nodes_b, weights_b = _interpolation(grids[p.b], p.matches.xy_b)
-        nodes, weights = [nodes_a + first[p.a], nodes_b + first[p.b]], [weights_a, -weights_b]
-        if shared:
-            nodes, weights = [*nodes, nodes_a + first[-1], nodes_b + first[-1]], [*weights, weights_a, -weights_b]
-        columns.append(np.hstack(nodes))
-        values.append(np.hstack(weights))
-        goals.append((p.matches.xy_b + start[p.b]) - (p.matches.xy_a + start[p.a]))
-    at, weight = np.concatenate(columns), np.concatenate(values)
+    xy_a, xy_b = _points(pairs)
+    lengths = [len(p.matches) for p in pairs]
+    tile_a, tile_b = np.repeat([p.a for p in pairs], lengths), np.repeat([p.b for p in pairs], lengths)
+    nodes_a, weights_a = _interpolation(grids, tile_a, xy_a)
+    nodes_b, weights_b = _interpolation(grids, tile_b, xy_b)
+    nodes = [nodes_a + first[tile_a, np.newaxis], nodes_b + first[tile_b, np.newaxis]]
+    if shared:
+        nodes += [nodes_a + first[-1], nodes_b + first[-1]]
+    at = np.hstack(nodes)
+    weight = np.hstack([weights_a, -weights_b] * (len(nodes) // 2))
     rows = sp.csr_matrix(
         (weight.ravel(), at.ravel(), np.arange(0, at.size + 1, at.shape[1])),
         shape=(len(at), int(first[-1]) + (counts[0] if shared else 0)),
     )
-    rows.sum_duplicates()
-    return rows, np.concatenate(goals), np.concatenate([p.matches.score for p in pairs])
+    goals = (xy_b + start[tile_b]) - (xy_a + start[tile_a])
+    return rows, goals, np.concatenate([p.matches.score for p in pairs])
 
 
-def _interpolation(grid: GridWarp, xy: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """(n, 4) numbers of the nodes around points (n, 2) of the tile, and their bilinear weights."""
-    ny, nx = grid.nodes.shape[:2]
-    cell = (xy - grid.origin_xy) / grid.spacing_px
+def _interpolation(grids: Sequence[GridWarp], tile: NDArray[np.int64], xy: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """(n, 4) numbers of the nodes around points (n, 2) of tiles (n,), each in its grid, and their bilinear weights."""
+    ny, nx = np.array([g.nodes.shape[:2] for g in grids])[tile].T
+    origin, spacing = np.array([g.origin_xy for g in grids])[tile], np.array([g.spacing_px for g in grids])[tile]
+    cell = (xy - origin) / spacing[:, np.newaxis]
     i = np.clip(np.floor(cell[:, 0]), 0, nx - 2).astype(np.int64)
     j = np.clip(np.floor(cell[:, 1]), 0, ny - 2).astype(np.int64)
     fx, fy = cell[:, 0] - i, cell[:, 1] - j
     node = j * nx + i
     nodes = np.stack([node, node + 1, node + nx, node + nx + 1], axis=1)
     return nodes, np.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy], axis=1)
-
-
-@lru_cache(maxsize=64)
-def _stiffness(ny: int, nx: int, membrane: float, bending: float) -> sp.csr_matrix:
-    """Rows whose squares are the elastic energy of a tile: membrane, bending, and a trace of an anchor.
-
-    Kept, as most tiles are of one size: not to be changed.
-    """
-    ix, iy = sp.identity(nx), sp.identity(ny)
-    dx, dy = _difference(nx, 1), _difference(ny, 1)
-    rows = [
-        np.sqrt(membrane) * sp.kron(iy, dx),
-        np.sqrt(membrane) * sp.kron(dy, ix),
-        np.sqrt(2 * bending) * sp.kron(dy, dx),
-        1e-3 * sp.identity(nx * ny),
-    ]
-    if nx > 2:
-        rows.append(np.sqrt(bending) * sp.kron(iy, _difference(nx, 2)))
-    if ny > 2:
-        rows.append(np.sqrt(bending) * sp.kron(_difference(ny, 2), ix))
-    return sp.csr_matrix(sp.vstack(rows))
-
-
-def _difference(n: int, order: int) -> sp.csr_matrix:
-    """(n - order, n) finite differences."""
-    matrix = sp.csr_matrix(sp.identity(n))
-    for _ in range(order):
-        matrix = sp.csr_matrix(matrix[1:] - matrix[:-1])
-    return matrix

@@ -275,7 +275,7 @@ class MontageSections(Round):
 
 
 class Montage(Stage[MontageParams]):
-    name, version = "montage", "3"
+    name, version = "montage", "4"
     summary = "Joins the tiles of each section to one picture: elastic, evened out, with seam residuals and a verdict"
     Params = MontageParams
     inputs = {"tiles": InputSpec("tile_set", "tiles with their nominal stage positions")}
