@@ -58,14 +58,26 @@ def working_picture(image: Volume, mask: Volume | None, z: int, factor: int) -> 
             continue
         low, high = (z, y, x0), (z + 1, y + height * factor, x0 + width * factor)
         band = image.read(low, high)[0]
-        there = (band > 0).astype(np.float32)
+        there = band > 0
         if mask is not None:
-            there *= mask.read(low, high)[0] > 0
-        valid = cv2.resize(there, (width, height), interpolation=cv2.INTER_AREA)
-        mean = cv2.resize(band * there, (width, height), interpolation=cv2.INTER_AREA) / np.maximum(valid, 1e-6)
-        pictures.append(np.clip(np.rint(mean), 0, 255).astype(np.uint8))
-        valids.append(valid > 0.5)
+            there &= mask.read(low, high)[0] > 0
+        picture, valid = _averaged(band, there, width, height)
+        pictures.append(picture)
+        valids.append(valid)
     return _mark(np.concatenate(pictures), np.concatenate(valids))
+
+
+def _averaged(
+    band: NDArray[np.uint8], there: NDArray[np.bool_], width: int, height: int
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """(height, width) means of those pixels of a band that are there, and where most of them are."""
+    if there.all():
+        picture = cv2.resize(band, (width, height), interpolation=cv2.INTER_AREA)
+        return picture, np.ones(picture.shape, dtype=bool)
+    weight = there.astype(np.float32)
+    valid = cv2.resize(weight, (width, height), interpolation=cv2.INTER_AREA)
+    mean = cv2.resize(band * weight, (width, height), interpolation=cv2.INTER_AREA) / np.maximum(valid, 1e-6)
+    return np.clip(np.rint(mean), 0, 255).astype(np.uint8), valid > 0.5
 
 
 def _mark(image: NDArray[np.uint8], valid: NDArray[np.bool_]) -> WorkingPicture:
