@@ -191,22 +191,20 @@ class GridWarp:
             todo = np.flatnonzero(error > _TOLERANCE_PX)
             if not len(todo):
                 break
-            sx, sy, m = (x.take(todo, axis=1) for x in (slope_x, slope_y, miss))
+            at, sx, sy, m = (x.take(todo, axis=1) for x in (source, slope_x, slope_y, miss))
             det = sx[0] * sy[1] - sy[0] * sx[1]
             det = np.where(np.abs(det) < 1e-9, 1e-9, det)
             move = np.stack([sy[1] * m[0] - sy[0] * m[1], sx[0] * m[1] - sx[1] * m[0]])
             move *= damping[todo] * self.spacing_px / det
-            trial = source.take(todo, axis=1) + move
+            trial = at + move
             value, new_x, new_y = cells.value_and_slopes(trial)
             new_miss = goal.take(todo, axis=1) - value
             new_error = np.hypot(new_miss[0], new_miss[1])
             better = new_error < error[todo]
-            won = todo[better]
-            error[won] = new_error[better]
-            for kept, new in ((source, trial), (miss, new_miss), (slope_x, new_x), (slope_y, new_y)):
-                kept[:, won] = new[:, better]
-            damping[won] = 1.0
-            damping[todo[~better]] *= 0.5
+            error[todo] = np.where(better, new_error, error[todo])
+            damping[todo] = np.where(better, 1.0, 0.5 * damping[todo])
+            source[:, todo], miss[:, todo] = np.where(better, trial, at), np.where(better, new_miss, m)
+            slope_x[:, todo], slope_y[:, todo] = np.where(better, new_x, sx), np.where(better, new_y, sy)
         found = np.ascontiguousarray(source.T)
         self._relax(target, found, error, back)
         return found, error
