@@ -177,7 +177,10 @@ def _correlation_peaks(
         return np.ascontiguousarray(x[y0::_STRIDE, x0::_STRIDE])
 
     def local_mean(x: Floats) -> Floats:
-        cells = cv2.resize(x[:height, :width], (nx, ny), interpolation=cv2.INTER_AREA)
+        # By halves, for which cv2 has a faster way.
+        if cell > 2 * _STRIDE:
+            x = np.asarray(cv2.resize(x, (-(-width // 2), -(-height // 2)), interpolation=cv2.INTER_AREA))
+        cells = cv2.resize(x, (nx, ny), interpolation=cv2.INTER_AREA)
         return np.asarray(cv2.GaussianBlur(cells, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT))
 
     a, a_mask, b_mask = (x[:height, :width] for x in (taken(a), taken(a_mask), b_mask))
@@ -204,7 +207,7 @@ def _correlation_peaks(
                 power_b, shift_cells, (nx, ny), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
                 borderMode=cv2.BORDER_REPLICATE,
             )  # fmt: skip
-            np.multiply(a, moved(dx, dy), out=product)
+            cv2.multiply(a, moved(dx, dy), dst=product)
             table[dy, dx] = local_mean(product) / np.sqrt(power_a * power + 1e-6)
     flat = table.reshape(size * size, ny, nx)
     best = flat.argmax(axis=0)
