@@ -17,7 +17,7 @@ from happyneurons.imaging.transforms import AlignTransforms
 from happyneurons.imaging.warp import GridWarp
 from happyneurons.stages.align.coarse import MatchSettings, pyramid
 from happyneurons.stages.align.matching import match_pair
-from happyneurons.stages.align.prepare import ARTIFACT, TISSUE, working_picture
+from happyneurons.stages.align.prepare import ARTIFACT, TISSUE, stiffness, working_picture
 from happyneurons.stages.align.render import draw_block
 from happyneurons.stages.align.solve import SolveSettings, solve
 from happyneurons.stages.align.system import Pair
@@ -363,6 +363,42 @@ def test_folds_and_margins_are_told_from_tissue(tmp_path: Path, tissue: np.ndarr
     small = working_picture(volume, None, 0, 2)
     assert small.image.shape == (125, 125)
     assert (small.kind[20:, 51:54] == ARTIFACT).all()
+
+
+def test_a_gap_changes_the_working_picture_only_where_it_is(tmp_path: Path, tissue: np.ndarray) -> None:
+    picture = np.maximum(tissue[:2].copy(), 1)
+    picture[1, 100:104, 60:64] = 0
+    volume = create_volume(
+        tmp_path.as_uri(), start_zyx=(0, 0, 0), stop_zyx=picture.shape, voxel_size_nm_xyz=(10, 10, 10),
+        dtype="uint8", layer_type="image", chunk_zyx=(1, 1024, 1024),
+    )  # fmt: skip
+    volume.write((0, 0, 0), picture)
+    whole, gap = (working_picture(volume, None, z, 1) for z in (0, 1))
+    np.testing.assert_array_equal(whole.image, picture[0])
+    np.testing.assert_array_equal(gap.image, picture[1])
+    halved = working_picture(volume, None, 1, 2)
+    assert not halved.kind[50:52, 30:32].any()
+    assert np.count_nonzero(halved.kind == 0) == 4
+    means = picture[1].reshape(125, 2, 125, 2).mean(axis=(1, 3))
+    assert np.abs(halved.image - means).max() <= 0.5
+
+
+@pytest.mark.parametrize("factor", [1, 3])
+def test_wide_artifacts_loosen_the_nodes_in_them(factor: int) -> None:
+    kind = np.full((-(-401 // factor), -(-603 // factor)), TISSUE, np.uint8)
+    kind[:, 280 // factor : 320 // factor] = ARTIFACT
+    found = stiffness(kind, factor, (5, 7), 100.0)
+    assert (found[:, 3] < 0.1).all()
+    assert (np.delete(found, 3, axis=1) == 1).all()
+
+
+@pytest.mark.parametrize("height", [1, 3, 9, 131])
+def test_strips_of_tissue_are_matched_or_left_alone(height: int) -> None:
+    rng = np.random.default_rng(1)
+    noise = np.clip(cv2.GaussianBlur(rng.normal(128, 300, (height, 1171)), (0, 0), 2), 0, 255).astype(np.uint8)
+    levels = [pyramid(image, np.ones(image.shape), 1.5) for image in (noise, np.roll(noise, 3, axis=1))]
+    match = match_pair(*levels, MatchSettings())
+    assert len(match.a_xy) == 0 or np.abs(np.median(match.b_xy - match.a_xy, axis=0) - [3, 0]).max() < 0.1
 
 
 def test_zero_stays_no_picture(tmp_path: Path) -> None:

@@ -40,13 +40,22 @@ class Level:
 def band_pass(image: np.ndarray, mask: Floats, sigma_px: float) -> Floats:
     """Difference of Gaussians that ignores what the mask (0..1) leaves out; unit standard deviation."""
     weighted = image.astype(np.float32) * mask
-    fine, coarse = (
-        cv2.GaussianBlur(weighted, (0, 0), s) / (cv2.GaussianBlur(mask, (0, 0), s) + 1e-3)
-        for s in (sigma_px, 3 * sigma_px)
-    )
+    fine = _local_mean(weighted, mask, sigma_px)
+    # The wide blur leaves nothing that half the pixels each way would not show; halving and doubling blur by 1 px.
+    height, width = mask.shape
+    size = -(-width // 2), -(-height // 2)
+    half, half_mask = (np.asarray(cv2.resize(x, size, interpolation=cv2.INTER_AREA)) for x in (weighted, mask))
+    wide_px = 0.5 * float(np.sqrt(max(1.0, (3 * sigma_px) ** 2 - 1)))
+    coarse = cv2.resize(_local_mean(half, half_mask, wide_px), (width, height), interpolation=cv2.INTER_LINEAR)
     difference = (fine - coarse) * mask
-    power = float(np.sum(difference * difference, dtype=np.float64) / max(1.0, float(mask.sum(dtype=np.float64))))
+    power = cv2.norm(difference, cv2.NORM_L2SQR) / max(1.0, cv2.sumElems(mask)[0])
     return np.asarray(difference / np.float32(max(np.sqrt(power), 1e-6)), dtype=np.float32)
+
+
+def _local_mean(weighted: Floats, mask: Floats, sigma_px: float) -> Floats:
+    """Gaussian mean of what the mask lets in."""
+    total, weight = (cv2.GaussianBlur(x, (0, 0), sigma_px) for x in (weighted, mask))
+    return np.asarray(total / (weight + np.float32(1e-3)))
 
 
 def pyramid(image: np.ndarray, mask: np.ndarray, detail_px: float) -> list[Level]:

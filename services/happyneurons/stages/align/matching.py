@@ -20,6 +20,9 @@ from happyneurons.stages.align.prepare import section_px
 
 # Places are asked for on cells of this size at each level; twice that where a level is large.
 _CELL_PX = 4
+# Means are taken of every other pixel each way. Products of images without detail below 1.5 px are smooth enough:
+# what would pass for their mean lies half a cycle a px away, where 0.4 % of their power is left.
+_STRIDE = 2
 # Correlation below which a place counts as not found.
 _MINIMUM_CORRELATION = 0.3
 # A place needs this part of its surroundings to be valid tissue in both sections.
@@ -50,9 +53,8 @@ def match_pair(a: list[Level], b: list[Level], settings: MatchSettings) -> PairM
     Never fails: two images that have nothing in common come back with `found` near 0.
     """
     matrix, score = coarse_affine(a[-1], b[-1], settings)
-    shifts = np.zeros((2, 2, 2), np.float32)
-    field = _Field(matrix, shifts, 1.0)
     top = len(a) - 1
+    field = _Field(matrix, np.zeros((1, 1, 2), np.float32), float(_cell(a[top]) * a[top].factor))
     for index in range(top, -1, -1):
         last = index == 0
         # The coarsest level must still find elastic deformation and what the coarse search left.
@@ -99,9 +101,19 @@ class _Field:
             )
         )
 
-    def targets(self, x: Doubles, y: Doubles) -> Doubles:
-        """(len(y), len(x), 2) points of b for the points (x, y) of a."""
-        return _affine_grid(self.matrix, x, y) + self.shifts_at(x, y)
+    def targets(self, a: Level) -> Floats:
+        """(h, w, 2) px of b's level that the px of a's lead to. The pitch must be whole px of that level.
+
+        Computed at the grid's places and one more on each side: between them it is bilinear.
+        """
+        step = round(self.pitch_px / a.factor)
+        height, width = a.image.shape
+        ny, nx = -(-height // step) + 2, -(-width // step) + 2
+        x, y = (_centres(n, self.pitch_px) - self.pitch_px for n in (nx, ny))
+        places = (_affine_grid(self.matrix, x, y) + self.shifts_at(x, y) + 0.5) / a.factor - 0.5
+        # cv2.resize works with the centres of pixels, as the grid does with those of its cells.
+        full = cv2.resize(places.astype(np.float32), (nx * step, ny * step), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(full[step : step + height, step : step + width])
 
 
 @dataclass(frozen=True)
@@ -133,11 +145,9 @@ def _refine(
 ) -> tuple[_Field, _Places]:
     """Search ± radius px of this level around the field. `smooth` also makes a new field of it."""
     f, cell = a.factor, _cell(a)
-    height, width = a.image.shape
-    centre = (f - 1) / 2
-    x, y = (np.arange(n, dtype=np.float64) * f + centre for n in (width, height))
-    target = ((field.targets(x, y) - centre) / f).astype(np.float32)
-    image, mask = (cv2.remap(m, target[..., 0], target[..., 1], cv2.INTER_LINEAR) for m in (b.image, b.mask))
+    target = field.targets(a)
+    image = cv2.remap(b.image, target, None, cv2.INTER_LINEAR)
+    mask = cv2.remap(b.mask, np.ascontiguousarray(target[::_STRIDE, ::_STRIDE]), None, cv2.INTER_LINEAR)
     # Coarse levels hold fewer pixels: their window shrinks less than their pixels grow.
     window = settings.window_px / min(f, 2)
     shift, correlation, valid = _correlation_peaks(a.image, a.mask, image, mask, radius, cell, window)
@@ -161,14 +171,30 @@ def _correlation_peaks(
 ) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """Best shift (ny, nx, 2) of each cell with a(p) ≈ b(p + shift), its correlation, and where it may be asked.
 
+    a, a_mask, b: (h, w); b_mask: each _STRIDE-th pixel of its rows and columns, all that is asked of a mask.
     Subpixel by a parabola through the peak. NaN where the peak lies on the search range's border.
     """
     ny, nx = max(1, a.shape[0] // cell), max(1, a.shape[1] // cell)
+    height, width = (-(-min(n, m) // _STRIDE) for n, m in ((ny * cell, a.shape[0]), (nx * cell, a.shape[1])))
     sigma = window_px / cell
 
+    def taken(x: Floats, x0: int = 0, y0: int = 0) -> Floats:
+        return np.ascontiguousarray(x[y0::_STRIDE, x0::_STRIDE])
+
     def local_mean(x: Floats) -> Floats:
-        cells = cv2.resize(x[: ny * cell, : nx * cell], (nx, ny), interpolation=cv2.INTER_AREA)
+        # By halves, for which cv2 has a faster way.
+        if cell > 2 * _STRIDE:
+            x = np.asarray(cv2.resize(x, (-(-width // 2), -(-height // 2)), interpolation=cv2.INTER_AREA))
+        cells = cv2.resize(x, (nx, ny), interpolation=cv2.INTER_AREA)
         return np.asarray(cv2.GaussianBlur(cells, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT))
+
+    a, a_mask, b_mask = (x[:height, :width] for x in (taken(a), taken(a_mask), b_mask))
+    wide_b = cv2.copyMakeBorder(b, radius, radius, radius, radius, cv2.BORDER_CONSTANT)
+    parts = [[taken(wide_b, x0, y0) for x0 in range(_STRIDE)] for y0 in range(_STRIDE)]
+
+    def moved(dx: int, dy: int) -> Floats:
+        part = parts[dy % _STRIDE][dx % _STRIDE]
+        return part[dy // _STRIDE :, dx // _STRIDE :][:height, :width]
 
     # Dividing by the window's part inside the image keeps the border from counting as invalid twice.
     inside = local_mean(np.ones_like(a))
@@ -176,19 +202,18 @@ def _correlation_peaks(
     size = 2 * radius + 1
     power_a = local_mean(a * a * b_mask)
     # Power changes little over a shift: that of no shift, moved, does for all.
-    power_b = local_mean(b * b * a_mask)
-    wide_b = cv2.copyMakeBorder(b, radius, radius, radius, radius, cv2.BORDER_CONSTANT)
+    power_b = local_mean(moved(radius, radius) ** 2 * a_mask)
     table = np.empty((size, size, ny, nx), np.float32)
-    height, width = a.shape
+    product = np.empty_like(a)
     for dy in range(size):
         for dx in range(size):
-            moved = wide_b[dy : dy + height, dx : dx + width]
             shift_cells = np.array([[1, 0, (dx - radius) / cell], [0, 1, (dy - radius) / cell]])
             power = cv2.warpAffine(
                 power_b, shift_cells, (nx, ny), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
                 borderMode=cv2.BORDER_REPLICATE,
             )  # fmt: skip
-            table[dy, dx] = local_mean(a * moved) / np.sqrt(power_a * power + 1e-6)
+            cv2.multiply(a, moved(dx, dy), dst=product)
+            table[dy, dx] = local_mean(product) / np.sqrt(power_a * power + 1e-6)
     flat = table.reshape(size * size, ny, nx)
     best = flat.argmax(axis=0)
     by, bx = np.divmod(best, size)
