@@ -329,9 +329,7 @@ def npz_bytes(**arrays: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in arrays.items():
-            array, member = np.asanyarray(array), io.BytesIO()
-            np.lib.format.write_array(member, array, allow_pickle=False)
-            # Grey values repeat by chance only: the level that looks least for repeats packs them best.
-            level = 1 if array.dtype == np.uint8 else None
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue(), zipfile.ZIP_DEFLATED, level)
+            member = io.BytesIO()
+            np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue(), zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
