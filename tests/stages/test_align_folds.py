@@ -187,15 +187,18 @@ def grid() -> NodeGrid:
     return NodeGrid(400, 300, 50.0)
 
 
-def bands(*lines: tuple[tuple[int, int], tuple[int, int]], size: tuple[int, int] = (150, 200)) -> np.ndarray:
-    """(h, w) bool: lines 7 px wide in a working picture of the grid above at half its size."""
-    picture = np.zeros(size, np.uint8)
-    for start, end in lines:
-        cv2.line(picture, start, end, 1, 7)
+Line = tuple[tuple[int, int], tuple[int, int]] | tuple[tuple[int, int], tuple[int, int], int]
+
+
+def bands(*lines: Line) -> np.ndarray:
+    """(h, w) bool: lines, 7 px wide by default, in a working picture of the grid above at half its size."""
+    picture = np.zeros((150, 200), np.uint8)
+    for start, end, *width in lines:
+        cv2.line(picture, start, end, 1, *(width or [7]))
     return picture.astype(bool)
 
 
-def cut(*lines: tuple[tuple[int, int], tuple[int, int]]) -> Cut:
+def cut(*lines: Line) -> Cut:
     found = cut_along(bands(*lines), grid(), 2)
     assert found is not None
     return found
@@ -205,17 +208,18 @@ def linear(points: np.ndarray, mesh: CutGrid, values: Callable[[np.ndarray], np.
     """Asserts that a map which is linear everywhere is the same on all sheets."""
     ny, nx = mesh.grid.shape
     j, i = np.divmod(mesh.places, nx)
-    assert j.max() == ny - 1
+    assert set(mesh.places) == set(range(ny * nx))
     at_nodes = values(np.column_stack([i, j]) * mesh.grid.spacing_px)
     np.testing.assert_allclose(mesh.basis(points) @ at_nodes, values(points), atol=1e-9)
 
 
-LINES = {
+LINES: dict[str, list[Line]] = {
     "through": [((90, -10), (120, 160))],
     "slit": [((60, 40), (140, 110))],
     "to the border": [((100, -10), (96, 100))],
     "along nodes": [((100, 20), (100, 130))],
     "crossing": [((30, 20), (170, 130)), ((40, 130), (160, 15))],
+    "wide": [((60, -10), (90, 160), 70)],
     "two": [((50, 20), (60, 140)), ((150, 10), (130, 120))],
     "bent": [((40, 30), (150, 40)), ((150, 40), (150, 120)), ((150, 120), (60, 110))],
 }

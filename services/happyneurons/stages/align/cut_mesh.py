@@ -28,7 +28,11 @@ from happyneurons.stages.align.system import Doubles, NodeGrid, smooth_field_pre
 
 # Tissue on two sides of a cut is one where they touch over more than twice this, working px: a fold has faint places.
 _LEAK_PX = 2
+# What hangs together in a cell is told from what is so many working px around it, too.
 _AROUND_PX = 8
+# Two px of a band lie on either side of its middle if their nearest tissue is so many times their depth and so many px
+# more apart: less is the band's rough border.
+_ACROSS, _ROUGH_PX = 1.2, 1.5
 # A sheet reaches so many cells beyond those with doubled nodes, and what it says is used in all but the last.
 _RINGS = 2
 
@@ -151,8 +155,8 @@ class CutGrid:
 
 def cut_along(hidden: NDArray[np.bool_], grid: NodeGrid, factor: int) -> Cut | None:
     """The cut along the folds that `hidden` (h, w), px of the working picture, shows; None if it divides no cell."""
-    pieces, cell_of = _pieces(hidden, grid, factor)
-    nodes, edges_of = _shared_nodes(pieces, cell_of, grid)
+    pieces, cell_of = _pieces(_middle(hidden), grid, factor)
+    nodes, edges = _shared_nodes(pieces, cell_of, grid)
     sheets = _sheets(nodes, cell_of, pieces, grid)
     if sheets is None:
         return None
@@ -160,11 +164,32 @@ def cut_along(hidden: NDArray[np.bool_], grid: NodeGrid, factor: int) -> Cut | N
     height, width = hidden.shape
     seen = pieces[:height, :width]
     sheet_of = np.where(hidden, HIDDEN, sheet_of_piece[seen]).astype(np.uint8)
-    return Cut(sheet_of, node_of, edges_of, factor)
+    return Cut(sheet_of, node_of, edges, factor)
+
+
+def _middle(hidden: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(h, w) bool: a line along the middle of bands, however wide they are.
+
+    It is where the nearest tissue of neighbouring px lies far apart (the integer medial axis of Hesselink and
+    Roerdink 2008).
+    """
+    depth, number = cv2.distanceTransformWithLabels(
+        hidden.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    place = np.zeros((number.max() + 1, 2), dtype=np.float32)
+    place[number[~hidden]] = np.argwhere(~hidden)
+    nearest = place[number]
+    line = np.zeros(hidden.shape, dtype=np.uint8)
+    for here, there in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+        apart = np.linalg.norm(nearest[here] - nearest[there], axis=-1)
+        across = hidden[here] & hidden[there] & (apart > _ACROSS * depth[here] + _ROUGH_PX)
+        line[here] |= across
+        line[there] |= across
+    return line > 0
 
 
 def _pieces(hidden: NDArray[np.bool_], grid: NodeGrid, factor: int) -> tuple[Labels, Labels]:
-    """(h', w') piece of every px, -1 where it is hidden, and (pieces,) the cell, row by row, that each lies in.
+    """(h', w') piece of every px, -1 on the lines `hidden`, and (pieces,) the cell, row by row, that each lies in.
 
     The picture is repeated at its border, so that it covers the grid.
     """
@@ -195,10 +220,6 @@ def _pieces(hidden: NDArray[np.bool_], grid: NodeGrid, factor: int) -> tuple[Lab
             labels = labels[nearest[0], nearest[1]]
         own = labels[ys[0] - top :, xs[0] - left :][: len(ys), : len(xs)]
         seen = np.unique(own[full[inside] == 0])
-        if not len(seen):
-            # Nothing of the cell can be seen: it is one piece that hangs on no other.
-            pieces[inside] = -1
-            continue
         numbers = np.zeros(labels.max() + 1, dtype=np.int32)
         numbers[seen] = [cell, *range(len(cells), len(cells) + len(seen) - 1)]
         cells += [cell] * (len(seen) - 1)
