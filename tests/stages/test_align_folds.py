@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -42,14 +43,19 @@ def hides(y: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folded(distorted: tuple[np.ndarray, Warps]) -> np.ndarray:
-    """The sections, one with a fold: tissue right of it has moved to the left."""
+    """The sections, one with a fold."""
     pictures = distorted[0].copy()
-    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
-    from_x = np.where(x < AT, x, x + hides(y)).astype(np.float32)
-    picture = cv2.remap(pictures[FOLDED], from_x, y, cv2.INTER_LINEAR, borderValue=0)
-    picture[(np.abs(x - AT) <= BAND) & (hides(y) > 0)] = 10
-    pictures[FOLDED] = picture
+    pictures[FOLDED] = with_fold(pictures[FOLDED], AT)
     return pictures
+
+
+def with_fold(picture: np.ndarray, at: int) -> np.ndarray:
+    """Tissue right of the fold has moved to the left."""
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+    from_x = np.where(x < at, x, x + hides(y)).astype(np.float32)
+    folded = cv2.remap(picture, from_x, y, cv2.INTER_LINEAR, borderValue=0)
+    folded[(np.abs(x - at) <= BAND) & (hides(y) > 0)] = 10
+    return folded
 
 
 def beside(side: int, near: float, far: float) -> np.ndarray:
@@ -73,9 +79,13 @@ def errors_beside(stack: Artifact, truth: Warps, px: np.ndarray, side: int) -> n
 
 
 def fold_jumps(stack: Artifact) -> dict[int, list[float]]:
-    store = stack.store()
-    documents = (store.get_json(f"sections/{Z0 + i:06d}.json") for i in range(SECTIONS))
+    documents = (document(stack, i) for i in range(SECTIONS))
     return {d["z"] - Z0: d["fold_jumps_px"] for d in documents if "fold_jumps_px" in d}
+
+
+def document(stack: Artifact, i: int) -> dict[str, Any]:
+    found: dict[str, Any] = stack.store().get_json(f"sections/{Z0 + i:06d}.json")
+    return found
 
 
 @pytest.mark.parametrize("params", [{}, LONG], ids=["whole", "windows"])
@@ -139,6 +149,24 @@ def test_a_fold_through_the_section_may_hide_much(store: Store, distorted: tuple
     assert np.percentile(error, 95) < 2
 
 
+def test_neighbours_may_both_be_folded_and_a_scratch_is_no_fold(
+    store: Store, distorted: tuple[np.ndarray, Warps]
+) -> None:
+    pictures = distorted[0][FOLDED - 3 : FOLDED + 4].copy()
+    pictures[3], pictures[4] = with_fold(pictures[3], AT), with_fold(pictures[4], 60)
+    pictures[3, 30:190, 160:165] = 10
+    manifest, aligned = align(store, publish(store, pictures))
+    found = {z: d["fold_jumps_px"] for z in range(7) if "fold_jumps_px" in (d := document(aligned, z))}
+    assert {z: len(jumps) for z, jumps in found.items()} == {3: 1, 4: 1}
+    again = sorted(p for p in files(store, manifest.job_key) if p.endswith("_sheets.npz"))
+    pairs = [(Z0 + 2, Z0 + 3), (Z0 + 3, Z0 + 4), (Z0 + 4, Z0 + 5)]
+    assert [p.rsplit("/", 1)[-1] for p in again] == [f"{a:06d}_{b:06d}_sheets.npz" for a, b in pairs]
+    transforms, y = AlignTransforms(aligned), np.arange(40, 90, 5.0)
+    for z, at, there in ((3, AT, False), (3, 60, True), (3, 162, True), (4, 60, False), (4, AT, True)):
+        mapped = transforms.map(Z0 + z, np.column_stack([np.full_like(y, at), y]) + CORNER_XY)
+        assert np.isfinite(mapped).all() if there else np.isnan(mapped).all()
+
+
 def test_without_cuts_what_is_hidden_is_spread(
     store: Store, distorted: tuple[np.ndarray, Warps], folded: np.ndarray
 ) -> None:
@@ -159,7 +187,7 @@ def test_ranks_and_kills_change_nothing(tmp_path: Path, folded: np.ndarray) -> N
     manifest = run_stage(stores["plain"], "align", inputs={"stack": stack})
     assert manifest.metrics["sections_cut"] == 1
     run_with_ranks(stores["ranks"], spec, 2)
-    for round_name, after in (("folds", 1), ("sheets", 1)):
+    for round_name, after in (("folds", 1), ("render", 2)):
         assert run_and_die(stores["killed"], spec, round_name, after) == -signal.SIGKILL
     run_with_ranks(stores["killed"], spec, 1)
     wanted = files(stores["plain"], spec.key)

@@ -8,6 +8,7 @@ whole section without cuts, which holds far from them; each of the others is wha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -103,6 +104,20 @@ class CutWarp:
         """
         own = cv2.dilate((self.sheet_of == sheet).astype(np.uint8), np.ones((3, 3), np.uint8))
         return np.where(self.sheet_of == HIDDEN, 0, own).astype(np.uint8)
+
+    @cached_property
+    def cells(self) -> NDArray[np.bool_]:
+        """(sheets, ny - 1, nx - 1) the cells of the grid in which each sheet holds somewhere."""
+        whole = self.sheets[0]
+        ny, nx = (n - 1 for n in whole.nodes.shape[:2])
+        corner = self.origin_xy - whole.origin_xy
+        i, j = (
+            np.clip(((np.arange(n) + 0.5) * self.px - 0.5 + start) // whole.spacing_px, 0, most - 1).astype(np.intp)
+            for n, start, most in zip(self.sheet_of.shape[::-1], corner, (nx, ny), strict=True)
+        )
+        number = (self.sheet_of.astype(np.intp) * ny + j[:, None]) * nx + i
+        count = len(self.sheets) * ny * nx
+        return np.asarray(np.bincount(number[self.sheet_of != HIDDEN], minlength=count).reshape(-1, ny, nx) > 0)
 
     # --- keeping it --------------------------------------------------------------------------
 

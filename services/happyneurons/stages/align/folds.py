@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from happyneurons.imaging.cut_warp import HIDDEN, sheets_at
 from happyneurons.stages.align.coarse import Level, MatchSettings, pyramid
 from happyneurons.stages.align.cut_mesh import Cut
-from happyneurons.stages.align.matching import PairMatch, match_pair
+from happyneurons.stages.align.matching import match_pair
 from happyneurons.stages.align.prepare import ARTIFACT, TISSUE
 from happyneurons.stages.align.system import Doubles
 
@@ -43,10 +43,10 @@ def candidates(kind: NDArray[np.uint8], cell_px: float) -> NDArray[np.uint8]:
     cell_px: size of a cell of the grid, working px.
     """
     odd = (kind == ARTIFACT).astype(np.uint8)
-    ball = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * _BRIDGE_PX + 1, 2 * _BRIDGE_PX + 1))
+    square = np.ones((2 * _BRIDGE_PX + 1, 2 * _BRIDGE_PX + 1), np.uint8)
     # Beyond the border a band goes on: closing must not end it there.
     wide = cv2.copyMakeBorder(odd, *4 * [2 * _BRIDGE_PX], cv2.BORDER_REPLICATE)
-    closed = cv2.morphologyEx(wide, cv2.MORPH_CLOSE, ball)[2 * _BRIDGE_PX :, 2 * _BRIDGE_PX :]
+    closed = cv2.morphologyEx(wide, cv2.MORPH_CLOSE, square)[2 * _BRIDGE_PX :, 2 * _BRIDGE_PX :]
     closed = np.ascontiguousarray(closed[: odd.shape[0], : odd.shape[1]])
     count, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
     found: list[tuple[float, int]] = []
@@ -87,20 +87,32 @@ class Section:
         return 1 if self.cut is None else self.cut.sheets
 
 
-def match_sheets(a: Section, b: Section, settings: MatchSettings, factor: int) -> PairMatch:
-    """As `match_pair`, where tissue beside a cut is compared by its own side alone; points in px of the sections."""
-    levels_a = [a.levels(settings.detail_px, sheet) for sheet in range(a.sheets)]
-    levels_b = [b.levels(settings.detail_px, sheet) for sheet in range(b.sheets)]
-    parts, whole = [], None
+@dataclass(frozen=True)
+class Matches:
+    """Corresponding px (n, 2) of two sections, and how well they correlate (n,)."""
+
+    a_xy: Doubles
+    b_xy: Doubles
+    correlation: Doubles
+
+
+def match_sheets(a: Section, b: Section, whole: Matches, settings: MatchSettings, factor: int) -> Matches:
+    """As `match_pair`, where tissue beside a cut is compared by its own side alone.
+
+    whole: what was found without cuts, which holds far from them.
+    """
+    levels_a, levels_b = ([s.levels(settings.detail_px, sheet) for sheet in range(s.sheets)] for s in (a, b))
+    parts = []
     for i, first in enumerate(levels_a):
         for j, second in enumerate(levels_b):
-            match = match_pair(first, second, settings).scaled(factor)
+            if i == j == 0:
+                match = whole
+            else:
+                found = match_pair(first, second, settings).scaled(factor)
+                match = Matches(found.a_xy, found.b_xy, found.correlation)
             own = (_seen_by(a.cut, match.a_xy) == i) & (_seen_by(b.cut, match.b_xy) == j)
             parts.append((match.a_xy[own], match.b_xy[own], match.correlation[own]))
-            whole = whole or match
-    assert whole is not None
-    a_xy, b_xy, correlation = (np.concatenate(x) for x in zip(*parts, strict=True))
-    return PairMatch(a_xy, b_xy, correlation, whole.matrix, whole.coarse_score, whole.found)
+    return Matches(*(np.concatenate(x) for x in zip(*parts, strict=True)))
 
 
 def _seen_by(cut: Cut | None, xy: Doubles) -> NDArray[np.uint8]:

@@ -67,27 +67,29 @@ def _draw_sheets(
     picture = np.zeros((y1 - y0, x1 - x0), np.uint8)
     valid = None if mask is None else picture.copy()
     for number, sheet in enumerate(warp.sheets):
-        if not _reaches(warp, number, box):
+        part = _reached(warp, number, box)
+        if part is None:
             continue
-        here = _shown(warp, number, box)
-        drawn, drawn_valid = draw_block(source, mask, z, sheet, box, interpolation)
-        picture[here] = drawn[here]
+        here = _shown(warp, number, part)
+        inside = np.s_[part[0] - y0 : part[2] - y0, part[1] - x0 : part[3] - x0]
+        drawn, drawn_valid = draw_block(source, mask, z, sheet, part, interpolation)
+        picture[inside][here] = drawn[here]
         if valid is not None and drawn_valid is not None:
-            valid[here] = drawn_valid[here]
+            valid[inside][here] = drawn_valid[here]
     return picture, valid
 
 
-def _reaches(warp: CutWarp, number: int, box: tuple[int, int, int, int]) -> bool:
-    """Whether a block may show a sheet."""
-    nodes, cells = warp.sheets[number].nodes, _cells(warp, number)
-    y0, x0, y1, x1 = box
-    edge = warp.spacing_px
-    j, i = np.nonzero(cells)
+def _reached(warp: CutWarp, number: int, box: tuple[int, int, int, int]) -> tuple[int, int, int, int] | None:
+    """The part of a block (y0, x0, y1, x1) that may show a sheet, None if nothing does."""
+    nodes = warp.sheets[number].nodes
+    j, i = np.nonzero(warp.cells[number])
     if not len(j):
-        return False
+        return None
     places = np.concatenate([nodes[j + dj, i + di] for dj in (0, 1) for di in (0, 1)])
-    low, high = places.min(axis=0) - edge, places.max(axis=0) + edge
-    return bool((low < (x1, y1)).all() and (high >= (x0, y0)).all())
+    # What lies beyond a cell's nodes is a px of `sheet_of` that reaches over its border.
+    x0, y0 = np.maximum(np.floor(places.min(axis=0) - 2 * warp.px).astype(int), [box[1], box[0]]).tolist()
+    x1, y1 = np.minimum(np.ceil(places.max(axis=0) + 2 * warp.px).astype(int) + 1, [box[3], box[2]]).tolist()
+    return (y0, x0, y1, x1) if x0 < x1 and y0 < y1 else None
 
 
 def _shown(warp: CutWarp, number: int, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -112,8 +114,7 @@ def _step(warp: GridWarp) -> int:
 def least_stretch(warp: GridWarp | CutWarp) -> float:
     """The smallest area factor of the warp's cells: near 0 or below, it folds. Cuts shrink nothing."""
     if isinstance(warp, CutWarp):
-        held = [_stretches(sheet)[_cells(warp, number)] for number, sheet in enumerate(warp.sheets)]
-        return float(np.concatenate(held).min())
+        return float(np.stack([_stretches(sheet) for sheet in warp.sheets])[warp.cells].min())
     return float(_stretches(warp).min())
 
 
@@ -122,15 +123,3 @@ def _stretches(warp: GridWarp) -> np.ndarray:
     nodes = warp.nodes
     right, down = nodes[:-1, 1:] - nodes[:-1, :-1], nodes[1:, :-1] - nodes[:-1, :-1]
     return np.asarray((right[..., 0] * down[..., 1] - right[..., 1] * down[..., 0]) / warp.spacing_px**2)
-
-
-def _cells(warp: CutWarp, number: int) -> np.ndarray:
-    """(ny − 1, nx − 1) bool: the cells in which a sheet holds."""
-    sheet = warp.sheets[number]
-    ny, nx = (n - 1 for n in sheet.nodes.shape[:2])
-    rows, columns = np.nonzero(warp.sheet_of == number)
-    px = (np.stack([columns, rows], axis=1) + 0.5) * warp.px - 0.5 + warp.origin_xy - sheet.origin_xy
-    i, j = np.clip(px // sheet.spacing_px, 0, [nx - 1, ny - 1]).astype(np.intp).T
-    cells = np.zeros((ny, nx), dtype=bool)
-    cells[j, i] = True
-    return cells

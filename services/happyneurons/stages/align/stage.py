@@ -25,6 +25,7 @@ from happyneurons.store.artifacts import Bounds
 if TYPE_CHECKING:
     from happyneurons.stages.align.coarse import Level, MatchSettings
     from happyneurons.stages.align.cut_mesh import Cut
+    from happyneurons.stages.align.folds import Matches
     from happyneurons.stages.align.matching import PairMatch
     from happyneurons.stages.align.placing import MatchedStack, Placed
     from happyneurons.stages.align.system import NodeGrid
@@ -93,7 +94,7 @@ def node_grid(context: Context[Any]) -> NodeGrid:
     return NodeGrid(width, height, lengths(context).node_spacing_px)
 
 
-def put_matches(context: Context[Any], path: str, match: PairMatch) -> None:
+def put_matches(context: Context[Any], path: str, match: PairMatch | Matches) -> None:
     """Keep matches, in px of the sections from their corner."""
     import numpy as np
 
