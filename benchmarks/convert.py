@@ -31,10 +31,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from happyneurons.formats.base import ReadOptions, VolumeInfo, WriteOptions, triple
+from happyneurons.formats.base import ReadOptions, VolumeInfo, WriteOptions
 from happyneurons.formats.blocks import boxes
 from happyneurons.formats.registry import make_writer, open_reader
 from happyneurons.store.documents import Store
+from happyneurons.store.triples import triple
 from happyneurons.worker.local import run_stage
 
 CHUNK_PX, SHARD_PX = 64, 256

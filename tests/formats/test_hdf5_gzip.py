@@ -12,11 +12,12 @@ import pytest
 from pydantic import ValidationError
 
 from happyneurons.errors import StoreError
-from happyneurons.formats.base import Writer, triple
+from happyneurons.formats.base import Writer
 from happyneurons.formats.blocks import boxes
 from happyneurons.formats.registry import make_writer
 from happyneurons.stages.convert.params import ConvertParams
 from happyneurons.store.documents import Store
+from happyneurons.store.triples import triple
 from happyneurons.worker.local import run_stage
 from tests.formats.volumes import OPTIONS, START_ZYX, info_of, opened, voxels, whole, write
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from happyneurons.formats.base import Reader, ReadOptions, VolumeInfo, WriteOptions, Writer, triple
+from happyneurons.formats.base import Reader, ReadOptions, VolumeInfo, WriteOptions, Writer
 from happyneurons.formats.blocks import boxes
 from happyneurons.formats.registry import make_writer, open_reader
+from happyneurons.store.triples import triple
 
 START_ZYX = (3, 7, 5)
 SHAPE_ZYX = (21, 37, 50)

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from happyneurons.errors import UserError
-from happyneurons.formats.base import Reader, ReadOptions, Sizes, triple
+from happyneurons.formats.base import Reader, ReadOptions, Sizes
 from happyneurons.store.documents import Store
-from happyneurons.store.volumes import Triple
+from happyneurons.store.triples import Triple, triple
 
 Read = Callable[[Triple, Triple], np.ndarray]
 _MAG = re.compile(r"(\d+)(?:-(\d+)-(\d+))?")

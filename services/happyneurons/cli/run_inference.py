@@ -9,8 +9,7 @@ import click
 
 from happyneurons.cli.options import json_option, parse_assignments, print_json, store_option, store_uri
 from happyneurons.errors import UserError
-
-Triple = tuple[int, int, int]
+from happyneurons.store.triples import Triple
 
 
 class _Triple(click.ParamType):

@@ -8,8 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from happyneurons.errors import UserError
-
-Triple = tuple[int, int, int]
+from happyneurons.store.triples import Triple
 
 
 class Architecture(BaseModel):

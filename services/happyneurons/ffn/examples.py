@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from happyneurons.ffn.architecture import Architecture
 from happyneurons.ffn.augmentation import Augmentation, augment
 from happyneurons.ffn.movement import MovementQueue, Position
+from happyneurons.store.triples import Triple
 
 FloatArray = NDArray[np.float32]
-Triple = tuple[int, int, int]
 Cut = Callable[[np.random.Generator, Triple], tuple[FloatArray, np.ndarray]]
 """`(rng, half_zyx)` → normalized image and labels of a box of 2 · half + 1 voxels around a drawn coordinate."""
 

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from happyneurons.ffn.canvas import Canvas, Step, logit
 from happyneurons.ffn.options import InferenceOptions
+from happyneurons.store.triples import Triple
 
 Mask = NDArray[np.bool_]
-Triple = tuple[int, int, int]
 Start = Literal["a", "b"]
 
 _FLOODED, _OBSTACLE = 1, 2  # a canvas numbers what it finds 1, 2, …; each canvas here finds one object

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from happyneurons.errors import UserError
-
-Triple = tuple[int, int, int]
+from happyneurons.store.triples import Triple
 
 PARTITIONS = (0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 """Upper bounds of the fraction of the field of view that the centre's object fills."""

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from happyneurons.errors import UserError
-from happyneurons.formats.base import Memory, Reader, ReadOptions, Sizes, pick_channel, triple
+from happyneurons.formats.base import Memory, Reader, ReadOptions, Sizes, pick_channel
 from happyneurons.formats.tensor import array_errors, fill
-from happyneurons.store.volumes import Triple
+from happyneurons.store.triples import Triple, triple
 
 
 class ArrayReader(Reader):

@@ -16,7 +16,8 @@ import numpy as np
 from happyneurons.errors import UserError
 from happyneurons.formats.location import Location
 from happyneurons.store.pyramid import factors_xyz
-from happyneurons.store.volumes import Triple, Volume
+from happyneurons.store.triples import Triple
+from happyneurons.store.volumes import Volume
 
 Sizes = tuple[float, float, float]
 ReadPiece = Callable[[Triple, Triple], np.ndarray]
@@ -218,11 +219,6 @@ def pyramid(info: VolumeInfo, levels: int, chunk_px: int) -> list[VolumeInfo]:
         sx, sy, sz = (s * f for s, f in zip(below.voxel_size_nm_xyz, factors, strict=True))
         found.append(replace(below, start_zyx=start, stop_zyx=stop, voxel_size_nm_xyz=(sx, sy, sz)))
     return found
-
-
-def triple(values: Any) -> Triple:
-    a, b, c = (int(v) for v in values)
-    return (a, b, c)
 
 
 def sizes(values: Any) -> Sizes:

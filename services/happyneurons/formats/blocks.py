@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from happyneurons.formats.base import triple
-from happyneurons.store.volumes import Triple
+from happyneurons.store.triples import Triple, triple
 
 Box = tuple[Triple, Triple]
 """[start, stop), zyx."""

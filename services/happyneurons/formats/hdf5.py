@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from happyneurons.errors import UserError
-from happyneurons.formats.base import Reader, ReadOptions, ReadPiece, Writer, pick_level, triple
+from happyneurons.formats.base import Reader, ReadOptions, ReadPiece, Writer, pick_level
 from happyneurons.formats.blocks import padded
 from happyneurons.formats.damage import reading, writing
 from happyneurons.formats.hdf5_gzip import GatheredChunks, add_filters
 from happyneurons.formats.location import Location
 from happyneurons.formats.pieces import write_block
-from happyneurons.store.volumes import Hdf5Volume, Triple
+from happyneurons.store.triples import Triple, triple
+from happyneurons.store.volumes import Hdf5Volume
 
 if TYPE_CHECKING:
     import h5py

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from happyneurons.errors import StoreError
-from happyneurons.formats.base import ReadPiece, triple
+from happyneurons.formats.base import ReadPiece
 from happyneurons.formats.blocks import boxes, padded
 from happyneurons.formats.pieces import in_threads
 from happyneurons.store.documents import Store
-from happyneurons.store.volumes import Triple
+from happyneurons.store.triples import Triple, triple
 
 if TYPE_CHECKING:
     import h5py

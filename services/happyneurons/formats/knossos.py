@@ -20,12 +20,12 @@ import cramjam
 import numpy as np
 
 from happyneurons.errors import NotFoundError, UserError
-from happyneurons.formats.base import Reader, ReadOptions, Sizes, Writer, pick_channel, sizes, triple
+from happyneurons.formats.base import Reader, ReadOptions, Sizes, Writer, pick_channel, sizes
 from happyneurons.formats.blocks import cubes
 from happyneurons.formats.damage import reading
 from happyneurons.formats.location import Location, read_json
 from happyneurons.store.documents import Store
-from happyneurons.store.volumes import Triple
+from happyneurons.store.triples import Triple, triple
 
 CUBE_PX = 128
 SIDECAR = "happyneurons.json"

@@ -12,10 +12,11 @@ import numpy as np
 
 from happyneurons.errors import UserError
 from happyneurons.formats.arrays import ArrayReader
-from happyneurons.formats.base import ReadOptions, Sizes, pick_level, sizes, triple
+from happyneurons.formats.base import ReadOptions, Sizes, pick_level, sizes
 from happyneurons.formats.location import Location, read_json
 from happyneurons.formats.tensor import open_array
 from happyneurons.formats.units import in_nm
+from happyneurons.store.triples import triple
 
 
 def open_reader(location: Location, options: ReadOptions) -> ArrayReader:

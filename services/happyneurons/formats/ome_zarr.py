@@ -15,7 +15,7 @@ import numpy as np
 
 from happyneurons.errors import UserError
 from happyneurons.formats.arrays import ArrayReader
-from happyneurons.formats.base import Reader, ReadOptions, ReadPiece, VolumeInfo, Writer, pick_level, sizes, triple
+from happyneurons.formats.base import Reader, ReadOptions, ReadPiece, VolumeInfo, Writer, pick_level, sizes
 from happyneurons.formats.location import Location, inside, read_json
 from happyneurons.formats.pieces import write_block
 from happyneurons.formats.tensor import array_errors, open_array
@@ -23,7 +23,7 @@ from happyneurons.formats.units import in_nm
 from happyneurons.formats.zarr3 import copy_shards, make_array, metadata, same_layout, zstd_level
 from happyneurons.formats.zarr3_shards import Shards
 from happyneurons.store.documents import Store
-from happyneurons.store.volumes import Triple
+from happyneurons.store.triples import Triple, triple
 
 NGFF = "0.5"
 

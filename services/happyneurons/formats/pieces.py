@@ -9,9 +9,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from happyneurons.formats.base import Writer, triple
+from happyneurons.formats.base import Writer
 from happyneurons.formats.blocks import Box
-from happyneurons.store.volumes import Triple
+from happyneurons.store.triples import Triple, triple
 
 Result = TypeVar("Result")
 

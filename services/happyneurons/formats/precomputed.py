@@ -7,12 +7,13 @@ from functools import cached_property
 
 import numpy as np
 
-from happyneurons.formats.base import Reader, ReadOptions, Writer, pick_channel, pick_level, triple
+from happyneurons.formats.base import Reader, ReadOptions, Writer, pick_channel, pick_level
 from happyneurons.formats.damage import reading
 from happyneurons.formats.location import Location
 from happyneurons.store.image_shards import image_sharding, shard_xyz
 from happyneurons.store.pyramid import add_levels
-from happyneurons.store.volumes import PrecomputedVolume, Triple, copy_chunks, create_volume
+from happyneurons.store.triples import Triple, triple
+from happyneurons.store.volumes import PrecomputedVolume, copy_chunks, create_volume
 
 
 class PrecomputedReader(Reader):

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from happyneurons.errors import TaskError, UserError
-from happyneurons.formats.base import Reader, ReadOptions, Sizes, Writer, pick_channel, pick_level, triple
+from happyneurons.formats.base import Reader, ReadOptions, Sizes, Writer, pick_channel, pick_level
 from happyneurons.formats.damage import reading
 from happyneurons.formats.location import Location
 from happyneurons.formats.pages import Page, page_of_picture, pages_of
 from happyneurons.formats.tiff_metadata import description, placement
 from happyneurons.store.documents import Store
-from happyneurons.store.volumes import Triple
+from happyneurons.store.triples import Triple, triple
 
 PICTURES = (".tif", ".tiff", ".png")
 

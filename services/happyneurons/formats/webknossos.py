@@ -25,14 +25,13 @@ from happyneurons.formats.base import (
     Writer,
     pick_channel,
     sizes,
-    triple,
 )
 from happyneurons.formats.blocks import cubes
 from happyneurons.formats.location import Location, inside, read_json
 from happyneurons.formats.pieces import write_block
 from happyneurons.formats.wkw import BLOCK_PX, LZ4, RAW, Header, encode_file, file_path, read_box, read_header
 from happyneurons.store.documents import Store
-from happyneurons.store.volumes import Triple
+from happyneurons.store.triples import Triple, triple
 
 if TYPE_CHECKING:
     from happyneurons.formats.zarr3_shards import Shards

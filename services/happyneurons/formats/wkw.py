@@ -16,10 +16,9 @@ import cramjam
 import numpy as np
 
 from happyneurons.errors import NotFoundError, TaskError, UserError
-from happyneurons.formats.base import triple
 from happyneurons.store.damage import damaged
 from happyneurons.store.documents import Store
-from happyneurons.store.volumes import Triple
+from happyneurons.store.triples import Triple, triple
 
 MAGIC = b"WKW\x01"
 HEADER_BYTES = 16

@@ -15,11 +15,11 @@ import crc32c
 import numpy as np
 import zstandard
 
-from happyneurons.formats.base import ReadPiece, triple
+from happyneurons.formats.base import ReadPiece
 from happyneurons.formats.blocks import boxes, padded
 from happyneurons.formats.pieces import in_threads
 from happyneurons.store.documents import Store
-from happyneurons.store.volumes import Triple
+from happyneurons.store.triples import Triple, triple
 
 PIECE_BYTES = 2 << 20
 """Most bytes of voxels in a piece that is more than one chunk: they stay in a core's cache, and calls cost little."""

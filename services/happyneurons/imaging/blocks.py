@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from happyneurons.errors import UserError
+from happyneurons.store.triples import Triple, triple
 
-Triple = tuple[int, int, int]
 MIN_BLOCK_VX = 16
 
 
@@ -58,11 +58,11 @@ class BlockGrid:
         axes = [range(a, b, s) for a, b, s in zip(self.low_zyx, self.high_zyx, self.size_zyx, strict=True)]
         for start in itertools.product(*axes):
             stop = (min(a + s, b) for a, s, b in zip(start, self.size_zyx, self.high_zyx, strict=True))
-            yield Block((start[0], start[1], start[2]), _triple(stop))
+            yield Block((start[0], start[1], start[2]), triple(stop))
 
     def beyond(self, block: Block, voxels: int) -> Triple:
         """End of the block with `voxels` more on its far sides, as far as the volume goes."""
-        return _triple(min(b + voxels, h) for b, h in zip(block.stop_zyx, self.high_zyx, strict=True))
+        return triple(min(b + voxels, h) for b, h in zip(block.stop_zyx, self.high_zyx, strict=True))
 
 
 def count_voxels(labels_zyx: np.ndarray) -> dict[int, int]:
@@ -78,8 +78,3 @@ def without(labels_zyx: np.ndarray, dropped: np.ndarray) -> np.ndarray:
     if not len(dropped):
         return labels_zyx
     return np.where(np.isin(labels_zyx, dropped), labels_zyx.dtype.type(0), labels_zyx)
-
-
-def _triple(values: Iterator[int]) -> Triple:
-    a, b, c = (int(v) for v in values)
-    return (a, b, c)

@@ -12,8 +12,7 @@ from itertools import pairwise, product
 
 from happyneurons.errors import UserError
 from happyneurons.store.artifacts import Bounds
-
-Triple = tuple[int, int, int]
+from happyneurons.store.triples import Triple, triple
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Subvolume:
 
     @property
     def shape_zyx(self) -> Triple:
-        return _triple(b - a for a, b in zip(self.start_zyx, self.stop_zyx, strict=True))
+        return triple(b - a for a, b in zip(self.start_zyx, self.stop_zyx, strict=True))
 
     @property
     def name(self) -> str:
@@ -35,8 +34,8 @@ class Subvolume:
 
     def intersection(self, other: Subvolume) -> tuple[Triple, Triple] | None:
         """(start_zyx, stop_zyx) of the voxels common to both, None if there are none."""
-        start = _triple(map(max, self.start_zyx, other.start_zyx))
-        stop = _triple(map(min, self.stop_zyx, other.stop_zyx))
+        start = triple(map(max, self.start_zyx, other.start_zyx))
+        stop = triple(map(min, self.stop_zyx, other.stop_zyx))
         return (start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
 
 
@@ -54,8 +53,8 @@ class SubvolumeGrid:
 
     def __init__(self, bounds: Bounds, size_xyz: Sequence[int], overlap_xyz: Sequence[int]) -> None:
         self.bounds = bounds
-        self.size_xyz = _triple(size_xyz)
-        self.overlap_xyz = _triple(overlap_xyz)
+        self.size_xyz = triple(size_xyz)
+        self.overlap_xyz = triple(overlap_xyz)
         axes = []
         for axis, name in ((2, "z"), (1, "y"), (0, "x")):
             low, high = bounds.minimum_xyz[axis], bounds.maximum_xyz[axis]
@@ -67,7 +66,7 @@ class SubvolumeGrid:
     @property
     def shape_zyx(self) -> Triple:
         """Number of boxes along each axis."""
-        return _triple(len(a) for a in self._axes)
+        return triple(len(a) for a in self._axes)
 
     def __len__(self) -> int:
         z, y, x = self.shape_zyx
@@ -75,16 +74,16 @@ class SubvolumeGrid:
 
     def __iter__(self) -> Iterator[Subvolume]:
         for index in product(*(range(n) for n in self.shape_zyx)):
-            yield self[_triple(index)]
+            yield self[triple(index)]
 
     def __getitem__(self, index_zyx: Triple) -> Subvolume:
         pairs = [axis[i] for axis, i in zip(self._axes, index_zyx, strict=True)]
-        return Subvolume(_triple(index_zyx), _triple(p[0] for p in pairs), _triple(p[1] for p in pairs))
+        return Subvolume(triple(index_zyx), triple(p[0] for p in pairs), triple(p[1] for p in pairs))
 
     def core(self, box: Subvolume) -> tuple[Triple, Triple]:
         """(start_zyx, stop_zyx) of the voxels that belong to this box: each voxel has one owner."""
         pairs = [(cuts[i], cuts[i + 1]) for cuts, i in zip(self._cuts, box.index_zyx, strict=True)]
-        return _triple(p[0] for p in pairs), _triple(p[1] for p in pairs)
+        return triple(p[0] for p in pairs), triple(p[1] for p in pairs)
 
     def neighbours(self, box: Subvolume, *, later_only: bool = True, faces_only: bool = False) -> Iterator[Subvolume]:
         """Boxes that share voxels with `box`, in grid order.
@@ -105,7 +104,7 @@ class SubvolumeGrid:
             for axis, start, stop in zip(self._axes, start_zyx, stop_zyx, strict=True)
         ]
         for index in product(*ranges):
-            yield self[_triple(index)]
+            yield self[triple(index)]
 
     def owners(self, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> Iterator[Subvolume]:
         """Boxes whose cores share voxels with the region [start, stop), in grid order."""
@@ -132,8 +131,3 @@ def _intervals(low: int, high: int, size: int, overlap: int, axis: str) -> list[
             following = min(start + size - overlap, high - size)
             intervals.append((following, following + size))
     return intervals
-
-
-def _triple(values: object) -> Triple:
-    a, b, c = (int(v) for v in values)  # type: ignore[attr-defined]
-    return (a, b, c)

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from happyneurons.store.documents import Store
-from happyneurons.store.volumes import PrecomputedVolume, Triple
+from happyneurons.store.triples import Triple, triple
+from happyneurons.store.volumes import PrecomputedVolume
 
 Box = tuple[Triple, Triple]
 """[start, stop), zyx."""
@@ -87,16 +88,11 @@ def write_level(uri: str, level: int, box: Box, method: Literal["mean", "mode"])
     cuts = [range(a, b, PART_PX) for a, b in zip(*box, strict=True)]
     for z, y, x in product(*cuts):  # so that a task's memory is its box and little more
         low = (z, y, x)
-        high = _triple(np.minimum(np.add(low, PART_PX), box[1]))
+        high = triple(np.minimum(np.add(low, PART_PX), box[1]))
         inner = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, box[0], strict=True))
         halved[inner] = halve(below.read, below.start_zyx, below.stop_zyx, factors, (low, high), method)
     volume.write(box[0], halved)
     return int(halved.size)
-
-
-def _triple(values: np.ndarray) -> Triple:
-    z, y, x = values.tolist()
-    return (z, y, x)
 
 
 def halve(

@@ -23,8 +23,7 @@ from happyneurons.store.cloud import cloud_secrets, cloudpath, volume_errors
 from happyneurons.store.compressed_segmentation import guard_cloudvolume
 from happyneurons.store.damage import DamagedChunkError, damaged
 from happyneurons.store.documents import Store, local_path, normalize_uri
-
-Triple = tuple[int, int, int]
+from happyneurons.store.triples import Triple, triple
 
 
 class Volume(Protocol):
@@ -59,11 +58,11 @@ class PrecomputedVolume:
             if not (isinstance(scale["key"], str) and isinstance(scale["encoding"], str)):
                 raise TypeError("key and encoding")
             self.dtype = np.dtype(self._info["data_type"])
-            self.start_zyx: Triple = _triple(scale.get("voxel_offset", (0, 0, 0))[::-1])
-            self.stop_zyx: Triple = _triple(np.add(self.start_zyx, _triple(scale["size"][::-1])))
+            self.start_zyx: Triple = triple(scale.get("voxel_offset", (0, 0, 0))[::-1])
+            self.stop_zyx: Triple = triple(np.add(self.start_zyx, triple(scale["size"][::-1])))
             x, y, z = (float(v) for v in scale["resolution"])
             self.voxel_size_nm_xyz = (x, y, z)
-            self.chunk_zyx: Triple = _triple(scale["chunk_sizes"][0][::-1])
+            self.chunk_zyx: Triple = triple(scale["chunk_sizes"][0][::-1])
             self.channels = int(self._info["num_channels"])
             self.layer_type = str(self._info["type"])
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -93,11 +92,11 @@ class PrecomputedVolume:
             return None
         from happyneurons.store.image_shards import shard_xyz
 
-        return _triple(shard_xyz(sharding, scale["size"], scale["chunk_sizes"][0])[::-1])
+        return triple(shard_xyz(sharding, scale["size"], scale["chunk_sizes"][0])[::-1])
 
     @property
     def shape_zyx(self) -> Triple:
-        return _triple(np.subtract(self.stop_zyx, self.start_zyx))
+        return triple(np.subtract(self.stop_zyx, self.start_zyx))
 
     def read(self, start_zyx: Sequence[int], stop_zyx: Sequence[int], channel: int = 0) -> np.ndarray:
         return np.ascontiguousarray(self._box(start_zyx, stop_zyx)[channel])
@@ -196,16 +195,16 @@ class Hdf5Volume:
             if data.ndim != 3:
                 raise UserError(f"{uri}: expected a (z, y, x) dataset, found shape {data.shape}")
             self.dtype = np.dtype(data.dtype)
-            shape = _triple(data.shape)
+            shape = triple(data.shape)
             size = _attribute_xyz(data.attrs, "voxel_size_nm") or _attribute_xyz(data.attrs, "resolution", "zyx")
             offset = _attribute_xyz(data.attrs, "voxel_offset")
             offset_nm = _attribute_xyz(data.attrs, "offset", "zyx")
         self.voxel_size_nm_xyz = (size[0], size[1], size[2]) if size else voxel_size_nm_xyz
         if offset is None and offset_nm is not None and size is not None:
             offset = tuple(round(nm / step) for nm, step in zip(offset_nm, size, strict=True))
-        self.start_zyx: Triple = _triple(offset[::-1] if offset else (0, 0, 0))
+        self.start_zyx: Triple = triple(offset[::-1] if offset else (0, 0, 0))
         self._shape = shape
-        self.stop_zyx: Triple = _triple(np.add(self.start_zyx, shape))
+        self.stop_zyx: Triple = triple(np.add(self.start_zyx, shape))
 
     @property
     def shape_zyx(self) -> Triple:
@@ -323,8 +322,3 @@ def _read_info(uri: str) -> Any:
 def _slices(start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> tuple[slice, slice, slice]:
     z, y, x = (slice(int(a), int(b)) for a, b in zip(start_zyx, stop_zyx, strict=True))
     return (x, y, z)
-
-
-def _triple(values: Any) -> Triple:
-    a, b, c = (int(v) for v in values)
-    return (a, b, c)

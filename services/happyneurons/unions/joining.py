@@ -29,7 +29,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from happyneurons.unions.tree import GroupTree, Triple
+from happyneurons.store.triples import Triple
+from happyneurons.unions.tree import GroupTree
 
 Found = Mapping[str, np.ndarray]
 """What is known of a cell before anything is joined. Keys of segments are made by `segment_keys`.

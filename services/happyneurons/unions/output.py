@@ -12,9 +12,9 @@ import numpy as np
 from happyneurons.jobs.stage import Context, Round, Task, TaskResult
 from happyneurons.store.artifacts import Bounds
 from happyneurons.store.documents import Store
+from happyneurons.store.triples import Triple
 from happyneurons.store.volumes import PrecomputedVolume, create_volume
 from happyneurons.unions.rounds import find_arrays, mapping_path
-from happyneurons.unions.tree import Triple
 
 CHUNK = 64
 """Edge of the output's chunks, voxels."""

@@ -22,8 +22,9 @@ import numpy as np
 from happyneurons.errors import NotFoundError, UserError
 from happyneurons.jobs.stage import Context, Round, Task, TaskResult
 from happyneurons.store.documents import Store
+from happyneurons.store.triples import Triple
 from happyneurons.unions.joining import Ids, Joined, join_cells, join_groups, local_ids, number
-from happyneurons.unions.tree import GroupTree, Triple
+from happyneurons.unions.tree import GroupTree
 
 
 @dataclass(frozen=True)

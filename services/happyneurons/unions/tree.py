@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 
-Triple = tuple[int, int, int]
+from happyneurons.store.triples import Triple
 
 LEAF_EDGE = 4
 

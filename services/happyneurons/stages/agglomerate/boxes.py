@@ -12,14 +12,13 @@ from happyneurons.errors import UserError
 from happyneurons.imaging.layers import Layer
 from happyneurons.jobs.stage import Context
 from happyneurons.store.artifacts import Artifact
+from happyneurons.store.triples import Triple
 from happyneurons.store.volumes import PrecomputedVolume, Volume, open_volume
 
 if TYPE_CHECKING:
     from happyneurons.ffn.architecture import Architecture
     from happyneurons.ffn.canvas import Step
     from happyneurons.ffn.model import Model
-
-Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from happyneurons.store.triples import Triple
+
 CELL = 16
 """Edge of the cells that faces are counted in to find the place where two segments touch most, voxels."""
-
-Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

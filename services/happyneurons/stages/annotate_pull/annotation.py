@@ -11,10 +11,11 @@ from happyneurons.annotations.archive import AnnotationFile
 from happyneurons.annotations.nml import Tree, VolumeEntry
 from happyneurons.annotations.volume_data import VolumeData, open_volume_data
 from happyneurons.errors import UserError
-from happyneurons.formats.base import Sizes, VolumeInfo, triple
+from happyneurons.formats.base import Sizes, VolumeInfo
 from happyneurons.jobs.stage import Context
 from happyneurons.stages.annotate_pull.params import AnnotatePullParams
-from happyneurons.store.volumes import Triple, open_volume
+from happyneurons.store.triples import Triple, triple
+from happyneurons.store.volumes import open_volume
 
 if TYPE_CHECKING:
     from happyneurons.store.volumes import Hdf5Volume, PrecomputedVolume

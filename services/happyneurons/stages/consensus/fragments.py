@@ -15,7 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-Triple = tuple[int, int, int]
+from happyneurons.store.triples import Triple
+
 Connectivity = Literal[6, 26]
 
 FACES = tuple(f"{axis}{side}" for axis in "zyx" for side in ("low", "high"))

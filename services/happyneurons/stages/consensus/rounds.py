@@ -29,11 +29,12 @@ from happyneurons.stages.consensus.fragments import (
     directions,
     fragments,
 )
+from happyneurons.store.triples import Triple
 from happyneurons.store.volumes import PrecomputedVolume, open_volume
 from happyneurons.unions.joining import segment_keys
 from happyneurons.unions.output import Block, BlockGrid, LocalToGlobal, create_segmentation
 from happyneurons.unions.rounds import Lattice, Unions, find_arrays, found_path
-from happyneurons.unions.tree import GroupTree, Triple
+from happyneurons.unions.tree import GroupTree
 
 if TYPE_CHECKING:
     from happyneurons.stages.consensus.stage import ConsensusParams

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from happyneurons.errors import UserError
-from happyneurons.formats.base import Reader, ReadOptions, VolumeInfo, pyramid, triple
+from happyneurons.formats.base import Reader, ReadOptions, VolumeInfo, pyramid
 from happyneurons.formats.registry import open_reader
 from happyneurons.jobs.stage import Context
 from happyneurons.stages.convert.params import ConvertParams
-from happyneurons.store.volumes import Triple
+from happyneurons.store.triples import Triple, triple
 
 
 @dataclass(frozen=True)

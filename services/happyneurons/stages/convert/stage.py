@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from happyneurons.formats.base import Reader, Writer
     from happyneurons.formats.blocks import Box
     from happyneurons.stages.convert.plan import Plan
-    from happyneurons.store.volumes import Triple
+    from happyneurons.store.triples import Triple
 
 PARTS = 4
 """A task is read and written in about so many parts."""
@@ -104,8 +104,8 @@ class WriteBlocks(Round):
         yield from _tasks(context, 0)
 
     def run(self, task: Task, context: Context[ConvertParams]) -> TaskResult:
-        from happyneurons.formats.base import triple
         from happyneurons.formats.blocks import boxes
+        from happyneurons.store.triples import triple
 
         (first, last), writer = task.payload["box"], _writer(context)
         # In parts, so that one can be read while another is written.

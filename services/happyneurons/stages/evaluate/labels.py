@@ -10,9 +10,9 @@ import numpy as np
 
 from happyneurons.metrics.segmentation import connected_objects
 from happyneurons.stages.evaluate.tissue import Tissue
+from happyneurons.store.triples import Triple, triple
 from happyneurons.store.volumes import Volume
 
-Triple = tuple[int, int, int]
 _SLAB = 16
 """Sections looked up together: chunked labels are then read once, not once a section."""
 
@@ -69,16 +69,16 @@ class Region:
         if not (low < high).all():
             nothing = np.zeros(shape, np.uint64)
             return Truth(nothing, nothing)
-        labels = padded(self._volume.read(_triple(low), _triple(high)))
+        labels = padded(self._volume.read(triple(low), triple(high)))
         if self._objects is None:
             return Truth(labels, labels)
-        return Truth(padded(self._objects.read(_triple(low), _triple(high))), labels)
+        return Truth(padded(self._objects.read(triple(low), triple(high))), labels)
 
 
 def clamped(volume: Volume, start_zyx: Sequence[int], stop_zyx: Sequence[int]) -> tuple[Triple, Triple]:
     """The part of a box that a volume has; empty, not negative, if there is none."""
     start = np.maximum(start_zyx, volume.start_zyx)
-    return _triple(start), _triple(np.maximum(start, np.minimum(stop_zyx, volume.stop_zyx)))
+    return triple(start), triple(np.maximum(start, np.minimum(stop_zyx, volume.stop_zyx)))
 
 
 class TissueLabels:
@@ -125,12 +125,7 @@ def canonical_box(tissue: Tissue, start_zyx: Triple, stop_zyx: Triple) -> tuple[
     if not np.isfinite(low).all():
         return None
     # The coarse step misses the outermost pixels by a fraction of a px.
-    return _triple(np.rint(low) - [0, 2, 2]), _triple(np.rint(high) + [1, 3, 3])
-
-
-def _triple(values: Sequence[int] | np.ndarray) -> Triple:
-    a, b, c = (int(v) for v in values)
-    return (a, b, c)
+    return triple(np.rint(low) - [0, 2, 2]), triple(np.rint(high) + [1, 3, 3])
 
 
 def _inside(

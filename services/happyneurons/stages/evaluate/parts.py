@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 
 from happyneurons.errors import NotFoundError
-from happyneurons.imaging.blocks import Block, BlockGrid, Triple
+from happyneurons.imaging.blocks import Block, BlockGrid
 from happyneurons.jobs.stage import Context, Round, Task, TaskResult
 from happyneurons.metrics.run_length import connected_parts
 from happyneurons.metrics.segmentation import connected_objects
 from happyneurons.stages.evaluate.stage import REPORT
 from happyneurons.store.documents import Store
+from happyneurons.store.triples import Triple
 from happyneurons.store.volumes import Volume
 
 PAIR_BYTES = 100

@@ -23,11 +23,11 @@ from happyneurons.metrics.geometry import alignment_errors, figures, montage_err
 from happyneurons.metrics.pairs import PairTable
 from happyneurons.metrics.segmentation import coverage, fill_nearest, scores, truth_table
 from happyneurons.stages.evaluate import erl, masks
-from happyneurons.stages.evaluate.labels import Triple
 from happyneurons.stages.evaluate.stage import REPORT, report_metrics
 from happyneurons.stages.evaluate.subject import Subject
 from happyneurons.stages.evaluate.tables import Tables, objects_report, skeletons_csv, whole_table
 from happyneurons.stages.evaluate.tissue import TrueSection
+from happyneurons.store.triples import Triple
 
 
 def _sections(context: Context[Any]) -> Iterable[Task]:

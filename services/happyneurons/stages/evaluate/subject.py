@@ -15,7 +15,6 @@ from happyneurons.stages.evaluate.labels import (
     Objects,
     Region,
     TissueLabels,
-    Triple,
     TruthLabels,
     canonical_box,
     clamped,
@@ -25,6 +24,7 @@ from happyneurons.stages.evaluate.tissue import Placement, Tissue
 from happyneurons.store.artifacts import Artifact, load_artifact
 from happyneurons.store.documents import Store
 from happyneurons.store.skeletons import SkeletonLayer
+from happyneurons.store.triples import Triple
 from happyneurons.store.volumes import Volume, open_volume
 
 if TYPE_CHECKING:

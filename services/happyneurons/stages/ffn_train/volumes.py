@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from happyneurons.errors import UserError
 from happyneurons.ffn.architecture import Architecture
 from happyneurons.ffn.sampling import open_gaps
+from happyneurons.store.triples import Triple, triple
 from happyneurons.store.volumes import Volume, open_volume
-
-Triple = tuple[int, int, int]
 
 CELL = 64
 """Edge of the pieces that are read and kept, voxels: that of most volumes' chunks."""
@@ -70,7 +69,7 @@ def common_box(image: Volume, labels: Volume) -> tuple[Triple, Triple]:
             f"ffn-train: image and labels have no voxels in common; the image is {image.start_zyx}..{image.stop_zyx}, "
             f"the labels {labels.start_zyx}..{labels.stop_zyx} (zyx): {image.uri}, {labels.uri}"
         )
-    return _triple(start), _triple(stop)
+    return triple(start), triple(stop)
 
 
 def split(start: Triple, stop: Triple, fraction: float, axis: int) -> tuple[Triple, Triple]:
@@ -78,7 +77,7 @@ def split(start: Triple, stop: Triple, fraction: float, axis: int) -> tuple[Trip
     cut = stop[axis] - round((stop[axis] - start[axis]) * fraction)
     training, validation = list(stop), list(start)
     training[axis] = validation[axis] = cut
-    return _triple(training), _triple(validation)
+    return triple(training), triple(validation)
 
 
 class Cells:
@@ -126,7 +125,7 @@ class Cells:
                 _, dropped = self._kept.popitem(last=False)
                 self._bytes -= dropped.nbytes
         self._kept.move_to_end((uri, index))
-        return _triple(low), self._kept[(uri, index)]
+        return triple(low), self._kept[(uri, index)]
 
     def patch(
         self, region: Region, centre: Triple, half: Triple, architecture: Architecture
@@ -136,8 +135,3 @@ class Cells:
         stop = [c + h + 1 for c, h in zip(centre, half, strict=True)]
         image = architecture.normalize(self.read(region.image, start, stop))
         return image, self.labels(region.labels, start, stop)
-
-
-def _triple(values: Sequence[int] | np.ndarray) -> Triple:
-    a, b, c = (int(v) for v in values)
-    return (a, b, c)

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from happyneurons.stages.mask.params import ClassRule
+from happyneurons.store.triples import Triple, triple
 
-Triple = tuple[int, int, int]
 TRUNCATE = 3.0
 """Gaussian filters end at so many sigmas."""
 
@@ -33,7 +33,7 @@ class Window:
     def grown(self, margin_zyx: Sequence[int]) -> Window:
         start = (max(a - m, b) for a, m, b in zip(self.start_zyx, margin_zyx, self.low_zyx, strict=True))
         stop = (min(a + m, b) for a, m, b in zip(self.stop_zyx, margin_zyx, self.high_zyx, strict=True))
-        return Window(_triple(start), _triple(stop), self.low_zyx, self.high_zyx)
+        return Window(triple(start), triple(stop), self.low_zyx, self.high_zyx)
 
     def inside(self, other: Window) -> tuple[slice, slice, slice]:
         """Slices of this window in an array of the other one, which holds it."""
@@ -46,9 +46,7 @@ def class_margin(rules: Sequence[ClassRule], size_zyx: Sequence[float]) -> Tripl
     sigma = max((r.smooth_nm for r in rules), default=0.0)
     grow = max((r.grow_nm for r in rules), default=0.0)
     holes = max((_hole_length(r) for r in rules), default=0)
-    return _triple(
-        math.ceil(TRUNCATE * sigma / s) + math.ceil(grow / s) + (holes + 1 if holes else 0) for s in size_zyx
-    )
+    return triple(math.ceil(TRUNCATE * sigma / s) + math.ceil(grow / s) + (holes + 1 if holes else 0) for s in size_zyx)
 
 
 def _hole_length(rule: ClassRule) -> int:
@@ -126,7 +124,7 @@ def _holes(mask: NDArray[np.bool_], rule: ClassRule) -> NDArray[np.bool_]:
 
 def object_margin(rule: ClassRule, size_zyx: Sequence[float]) -> Triple:
     """Voxels around a block within which every object lies that has a part in it."""
-    return _triple(math.ceil(rule.max_diameter_nm / s) for s in size_zyx)
+    return triple(math.ceil(rule.max_diameter_nm / s) for s in size_zyx)
 
 
 def distances(mask: NDArray[np.bool_], size_zyx: Sequence[float]) -> NDArray[np.float32]:
@@ -177,7 +175,7 @@ def find_seeds(depth: NDArray[np.float32], rule: ClassRule, size_zyx: Sequence[f
 def seed_margin(rule: ClassRule, size_zyx: Sequence[float]) -> Triple:
     """Voxels around a box that the seeds in it depend on: distances up to half a diameter, filters, other seeds."""
     reach = rule.max_diameter_nm / 2 + rule.seed_distance_nm * (2 + TRUNCATE / 4)
-    return _triple(math.ceil(reach / s) + 1 for s in size_zyx)
+    return triple(math.ceil(reach / s) + 1 for s in size_zyx)
 
 
 def flood(
@@ -210,8 +208,3 @@ def flood(
     depth = distances(mask[box], size_zyx)
     out[box] = watershed(-depth, markers[box], mask=mask[box], connectivity=1)
     return out
-
-
-def _triple(values: object) -> Triple:
-    a, b, c = (int(v) for v in values)  # type: ignore[attr-defined]
-    return (a, b, c)

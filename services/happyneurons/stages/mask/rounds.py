@@ -33,11 +33,12 @@ from happyneurons.stages.mask.objects import (
 )
 from happyneurons.stages.mask.subject import INSTANCES, MASK, OBJECTS, PROBABILITY, Subject
 from happyneurons.store.documents import Store
+from happyneurons.store.triples import Triple
 from happyneurons.store.volumes import PrecomputedVolume, create_volume
 from happyneurons.unions.joining import segment_keys
 from happyneurons.unions.output import Block, BlockGrid, Level, LocalToGlobal, create_segmentation
 from happyneurons.unions.rounds import Lattice, Unions, found_path
-from happyneurons.unions.tree import GroupTree, Triple
+from happyneurons.unions.tree import GroupTree
 
 NO_SEED = -1
 

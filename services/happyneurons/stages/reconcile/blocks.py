@@ -10,11 +10,10 @@ from happyneurons.errors import NotFoundError, UserError
 from happyneurons.imaging.subvolumes import Subvolume, SubvolumeGrid
 from happyneurons.store.artifacts import Artifact
 from happyneurons.store.documents import Store
+from happyneurons.store.triples import Triple
 from happyneurons.unions.output import CHUNK, Block, BlockGrid, LocalToGlobal
 
 _MAX_BLOCK = 512
-
-Triple = tuple[int, int, int]
 
 
 def grid_of(artifact: Artifact) -> SubvolumeGrid:

@@ -19,11 +19,12 @@ from happyneurons.imaging.subvolumes import Subvolume, SubvolumeGrid
 from happyneurons.jobs.stage import Context, Round, Task, TaskResult
 from happyneurons.stages.reconcile.blocks import Supply, assemble, blocks, crop, grid_of, read_box
 from happyneurons.store.documents import Store
+from happyneurons.store.triples import Triple
 from happyneurons.store.volumes import PrecomputedVolume
 from happyneurons.unions.joining import segment_keys
 from happyneurons.unions.output import Block, create_segmentation
 from happyneurons.unions.rounds import Lattice, Unions, found_path
-from happyneurons.unions.tree import GroupTree, Triple
+from happyneurons.unions.tree import GroupTree
 
 if TYPE_CHECKING:
     from happyneurons.stages.reconcile.overlaps import OverlapRules

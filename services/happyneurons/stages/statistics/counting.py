@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from happyneurons.imaging.blocks import Triple
 from happyneurons.stages.statistics.tables import CONTACTS, NOTHING, SEGMENTS, reduce
+from happyneurons.store.triples import Triple
 
 
 class Faces(NamedTuple):

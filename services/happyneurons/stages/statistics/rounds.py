@@ -41,7 +41,7 @@ from happyneurons.stages.statistics.tables import (
     write_parts,
 )
 from happyneurons.store.documents import Store, canonical_json
-from happyneurons.unions.tree import Triple
+from happyneurons.store.triples import Triple
 
 if TYPE_CHECKING:
     from happyneurons.stages.statistics.stage import StatisticsParams

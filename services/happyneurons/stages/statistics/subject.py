@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from happyneurons.errors import UserError
-from happyneurons.imaging.blocks import Block, BlockGrid, Triple
+from happyneurons.imaging.blocks import Block, BlockGrid
 from happyneurons.jobs.stage import Context
 from happyneurons.store.artifacts import Bounds
+from happyneurons.store.triples import Triple
 from happyneurons.store.volumes import Volume, open_volume
 from happyneurons.unions.tree import GroupTree
 
