@@ -75,7 +75,7 @@ def main() -> None:
     good = list(range(options.sections))
     pairs = [{"a": z, "b": z + 1, "ok": True, "found": 1.0} for z in good[:-1]]
     lengths = Lengths.of(params, SIZE, SIZE, (2.5, 2.5, 30.0))
-    stack = MatchedStack(good, pairs, load_matches, lambda z: kind, (SIZE, SIZE), lengths, params)
+    stack = MatchedStack(good, pairs, load_matches, lambda z: kind, lambda z: None, (SIZE, SIZE), lengths, params)
     report: dict[str, Any] = {"sections": options.sections, "points_of_a_pair": count}
     began = time.perf_counter()
 
@@ -94,7 +94,7 @@ def main() -> None:
             solved.append((window, elastic_shifts(stack, window, affine)[0]))
             done(f"window_{i}")
         else:
-            solved.append((window, np.zeros((window.stop - window.start, *solved[0][1].shape[1:]))))
+            solved.append((window, [np.zeros_like(solved[0][1][0])] * (window.stop - window.start)))
     placed = place_windows(stack, affine, solved, 1.0)
     done("place")
     last = windows_of(stack)[options.windows - 1].stop - params.window_overlap

@@ -10,6 +10,8 @@ import pytest
 
 from happyneurons.errors import UserError
 from happyneurons.imaging.transforms import AlignTransforms
+from happyneurons.stages.align.params import AlignParams, Lengths
+from happyneurons.stages.align.system import NodeGrid
 from happyneurons.stages.align.windows import weights, windows
 from happyneurons.store.documents import Store
 from tests.stages.attempts import files
@@ -29,6 +31,24 @@ def test_windows_cover_all_sections_and_their_shares_add_up(count: int, size: in
     np.testing.assert_allclose(total, 1)
     for before, after in pairwise(found):
         assert before.stop - after.start == overlap
+
+
+def test_large_sections_are_aligned_as_finely_as_small_ones() -> None:
+    params, voxel_nm = AlignParams(), (2.5, 2.5, 30.0)
+    small, large, huge = (Lengths.of(params, n, n, voxel_nm) for n in (2080, 8320, 100_000))
+    assert (large.factor, large.node_spacing_px, large.spacing_px) == (3, 104, 17)
+    assert (small.factor, small.node_spacing_px, small.spacing_px) == (3, 104, 17)
+    assert NodeGrid(100_000, 100_000, huge.node_spacing_px).shape == (97, 97)
+    assert 100_000 / huge.factor <= 4096
+    # Windows do not outgrow memory.
+    assert small.window_sections == 256
+    assert large.window_sections == huge.window_sections == 64
+    assert Lengths.of(AlignParams(window_sections=300), 8320, 8320, voxel_nm).window_sections == 300
+
+
+def test_thin_sections_are_not_matched_on_more_px_than_detail_needs() -> None:
+    for thickness_nm, factor in ((30.0, 3), (20.0, 2), (10.0, 2), (2.5, 2)):
+        assert Lengths.of(AlignParams(), 2080, 2080, (2.5, 2.5, thickness_nm)).factor == factor
 
 
 @pytest.mark.slow

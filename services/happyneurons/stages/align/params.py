@@ -16,9 +16,16 @@ _DETAIL_NM = 10.0
 _DRIFT_RANGE_NM = 325.0
 _PERSISTENCE_NM = 43.0
 _NOISE = 0.15
-# Px of a working picture in the thickness of a section; smaller pictures than this are not averaged for it.
+# Px of a working picture in the thickness of a section, and their least size: half of the finest detail compared.
 _PX_PER_THICKNESS = 4.0
+_LEAST_WORKING_PX_NM = 5.0
+# Smaller pictures than this are not averaged for that, larger ones than these are in any case (AlignTK is slower).
 _LEAST_WORKING_SIZE_PX = 512
+_WORKING_SIZE_PX = {"native": 4096, "aligntk": 1280}
+# Cells of the grid: a section has so many along a side, or cells of this size, but no more than so many.
+_CELLS, _CELL_NM, _MOST_CELLS = 20, 260.0, 96
+# Sections of a window, and how many nodes they have together at the most.
+_WINDOW_SECTIONS, _LEAST_WINDOW_SECTIONS, _WINDOW_NODES = 256, 64, 400_000
 
 
 class AlignTKParams(StageParams):
@@ -70,12 +77,13 @@ class AlignParams(StageParams):
         description="Where two neighbours do not match, sections on both sides of them are matched that are at most so "
         "far apart (counted in good sections)",
     )
-    working_size_px: int = Field(
-        1280,
+    working_size_px: int | None = Field(
+        None,
         ge=128,
-        le=8192,
+        le=16384,
         description="Sections are averaged down for matching if they are larger than this (px), or if their px are "
-        "finer than a quarter of their thickness: such detail is not found again in the next section",
+        "finer than a quarter of their thickness: such detail is not found again in the next section; null: 4096, with "
+        "aligntk 1280",
     )
     max_shift_px: float | None = Field(
         None, gt=0, le=100_000, description="Largest shift between neighbours (px); null: a tenth of the section"
@@ -85,14 +93,18 @@ class AlignParams(StageParams):
         None, gt=0, le=1e6, description="Size of the compared surroundings of a place (sd, nm); null: 170 if sensible"
     )
     match_spacing_px: float | None = Field(
-        None, ge=4, le=10_000, description="Distance of matched places (px); null: a 40th of the section, at least 16"
+        None, ge=4, le=10_000, description="Distance of matched places (px); null: half of a cell, at least 16"
     )
     min_correlation: float = Field(
         0.2, gt=0, le=1, description="A pair counts if it correlates so well as a whole; unrelated tissue reaches 0.16"
     )
     min_found: float = Field(0.1, gt=0, le=1, description="... and if this part of its places was found")
     grid_spacing_px: float | None = Field(
-        None, ge=8, le=10_000, description="Distance of the nodes of a section's warp (px); null: a 20th, at least 24"
+        None,
+        ge=8,
+        le=10_000,
+        description="Distance of the nodes of a section's warp (px); null: 260 nm, but a 20th of small sections, a "
+        "96th of large ones, and at least 24",
     )
     cut_folds: bool = Field(
         True,
@@ -115,11 +127,12 @@ class AlignParams(StageParams):
     drift_persistence_nm: float = Field(
         _PERSISTENCE_NM, gt=0, le=1e6, description="Distance in z over which tissue keeps its direction (nm)"
     )
-    window_sections: int = Field(
-        256,
+    window_sections: int | None = Field(
+        None,
         ge=8,
         le=100_000,
-        description="Longer stacks are solved in windows of about so many sections each, after their affine maps",
+        description="Longer stacks are solved in windows of about so many sections each, after their affine maps; "
+        "null: 256, but fewer, down to 64, if sections have many nodes",
     )
     window_overlap: int = Field(
         24, ge=2, le=10_000, description="Sections that neighbouring windows share; at most half of a window"
@@ -137,8 +150,9 @@ class AlignParams(StageParams):
 
     @model_validator(mode="after")
     def _windows_differ(self) -> AlignParams:
-        if 2 * self.window_overlap > self.window_sections:
-            raise ValueError("window_overlap: at most half of window_sections")
+        most = self.window_sections or _LEAST_WINDOW_SECTIONS
+        if 2 * self.window_overlap > most:
+            raise ValueError(f"window_overlap: at most half of window_sections, which may be {most}")
         return self
 
 
@@ -159,19 +173,25 @@ class Lengths:
     drift_range_px: float
     drift_persistence: float
     noise_px: float
+    window_sections: int
 
     @classmethod
     def of(cls, params: AlignParams, width: int, height: int, voxel_size_nm_xyz: tuple[float, float, float]) -> Lengths:
         small, large = min(width, height), max(width, height)
         pixel_nm, thickness_nm = voxel_size_nm_xyz[0], voxel_size_nm_xyz[2]
-        fine = min(int(thickness_nm / pixel_nm / _PX_PER_THICKNESS), small // _LEAST_WORKING_SIZE_PX)
-        factor = max(1, fine, math.ceil(large / params.working_size_px))
+        finest_nm = max(thickness_nm / _PX_PER_THICKNESS, _LEAST_WORKING_PX_NM)
+        fine = min(int(finest_nm / pixel_nm), small // _LEAST_WORKING_SIZE_PX)
+        size = params.working_size_px or _WORKING_SIZE_PX[params.backend]
+        factor = max(1, fine, math.ceil(large / size))
         working_nm = pixel_nm * factor
         # Voxel sizes may be made up: limits in px keep the result usable.
         window = params.window_nm / working_nm if params.window_nm else _between(_WINDOW_NM / working_nm, 12, 28)
         thickness_px = thickness_nm / pixel_nm
-        spacing = params.match_spacing_px or max(16.0, small / 40)
-        nodes = params.grid_spacing_px or max(24.0, small / 20)
+        cell = min(small / _CELLS, max(_CELL_NM / pixel_nm, large / _MOST_CELLS))
+        nodes = params.grid_spacing_px or max(24.0, cell)
+        spacing = params.match_spacing_px or max(16.0, nodes / 2)
+        nodes_of_section = math.ceil(width / nodes + 1) * math.ceil(height / nodes + 1)
+        window_sections = _WINDOW_NODES // nodes_of_section
         return cls(
             factor=factor,
             window_px=window,
@@ -184,6 +204,8 @@ class Lengths:
             drift_range_px=_between(_DRIFT_RANGE_NM / pixel_nm, nodes, small / 3),
             drift_persistence=math.exp(-thickness_nm / params.drift_persistence_nm),
             noise_px=_between(_NOISE * thickness_px, 0.1, 3.0),
+            window_sections=params.window_sections
+            or max(_LEAST_WINDOW_SECTIONS, min(window_sections, _WINDOW_SECTIONS)),
         )
 
 

@@ -274,7 +274,7 @@ def cut_of(context: Context[Any], z: int) -> Cut | None:
 
 def is_long(context: Context[Any]) -> bool:
     """Whether the stack is solved in windows."""
-    return len(good_sections(context)) > context.params.window_sections
+    return len(good_sections(context)) > lengths(context).window_sections
 
 
 def matched_stack(context: Context[Any]) -> MatchedStack:

@@ -53,7 +53,7 @@ def weights(all_windows: Sequence[Window], index: int) -> Doubles:
 
 
 def windows_of(stack: MatchedStack) -> list[Window]:
-    return windows(len(stack.kept), stack.params.window_sections, stack.params.window_overlap)
+    return windows(len(stack.kept), stack.px.window_sections, stack.params.window_overlap)
 
 
 def affine_maps(stack: MatchedStack) -> AffineMaps:
