@@ -128,9 +128,9 @@ class CutGrid:
         some[self.places[::-1]] = np.arange(self.count - 1, -1, -1, dtype=np.int32)
         return np.where(nodes >= 0, nodes, some)
 
-    def coarse(self, factor: int = 4) -> Any:
+    def coarse(self) -> Any:
         """As that of the plain grid: smooth maps know no cuts."""
-        return self.grid.coarse(factor)[self.places]
+        return self.grid.coarse()[self.places]
 
     def precision(self, rms_px: float, range_px: float, stiffness: Doubles | None = None) -> Any:
         """As that of the plain grid, where only copies on the same side are neighbours."""

@@ -23,9 +23,9 @@ _LEAST_WORKING_PX_NM = 5.0
 _LEAST_WORKING_SIZE_PX = 512
 _WORKING_SIZE_PX = {"native": 4096, "aligntk": 1280}
 # Cells of the grid: a section has so many along a side, or cells of this size, but no more than so many.
-_CELLS, _CELL_NM, _MOST_CELLS = 20, 260.0, 96
-# Sections of a window, and how many nodes they have together at the most.
-_WINDOW_SECTIONS, _LEAST_WINDOW_SECTIONS, _WINDOW_NODES = 256, 64, 400_000
+_CELLS, _CELL_NM, _MOST_CELLS = 20, 260.0, 80
+# Sections of a window, and how many nodes they have together at the most: 3 GB.
+_WINDOW_SECTIONS, _LEAST_WINDOW_SECTIONS, _WINDOW_NODES = 256, 48, 250_000
 
 
 class AlignTKParams(StageParams):
@@ -104,7 +104,7 @@ class AlignParams(StageParams):
         ge=8,
         le=10_000,
         description="Distance of the nodes of a section's warp (px); null: 260 nm, but a 20th of small sections, a "
-        "96th of large ones, and at least 24",
+        "80th of large ones, and at least 24",
     )
     cut_folds: bool = Field(
         True,
@@ -132,7 +132,7 @@ class AlignParams(StageParams):
         ge=8,
         le=100_000,
         description="Longer stacks are solved in windows of about so many sections each, after their affine maps; "
-        "null: 256, but fewer, down to 64, if sections have many nodes",
+        "null: 256, but fewer, down to 48, if sections have many nodes",
     )
     window_overlap: int = Field(
         24, ge=2, le=10_000, description="Sections that neighbouring windows share; at most half of a window"

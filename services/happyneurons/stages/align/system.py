@@ -61,9 +61,10 @@ class NodeGrid:
         rows = np.arange(0, 4 * len(points) + 1, 4)
         return sp.csr_matrix((values.ravel(), columns.ravel(), rows), shape=(len(points), self.count))
 
-    def coarse(self, factor: int = 4) -> Any:
-        """(nodes, fewer nodes): what a grid of `factor` times the spacing says at the nodes."""
+    def coarse(self) -> Any:
+        """(nodes, fewer nodes): what a grid of four times the spacing, or ten cells or so, says at the nodes."""
         ny, nx = self.shape
+        factor = max(4, -(-max(ny, nx) // 10))
         nodes = np.stack(np.meshgrid(np.arange(nx), np.arange(ny)), axis=-1).reshape(-1, 2).astype(np.float64)
         return NodeGrid(nx, ny, float(factor)).basis(nodes)
 
@@ -140,8 +141,15 @@ class System:
 
     @cached_property
     def _spread(self) -> Any:
-        """From coefficients of coarse maps to those of all maps."""
-        return sp.block_diag([basis.coarse() for basis in self.bases], format="csr")
+        """From coefficients of coarse maps to those of all maps.
+
+        The coarse ones along z, intervals between their sections: in this order they couple with near ones only.
+        """
+        maps = sp.block_diag([basis.coarse() for basis in self.bases], format="csc")
+        sections, ends = len(self.gaps) + 1, np.cumsum([basis.coarse().shape[1] for basis in self.bases])
+        along_z = [block for z in range(sections) for block in (z, sections + z)][:-1]
+        columns = [np.arange(ends[b - 1] if b else 0, ends[b]) for b in along_z]
+        return maps[:, np.concatenate(columns)].tocsr()
 
     def _conjugate_gradient(self, normal: Any, right: Doubles, start: Doubles, goal: float) -> Doubles:
         """All right-hand sides at once; without BLAS: the same bits with any number of threads.
@@ -154,7 +162,7 @@ class System:
         single = _factorized(sp.block_diag(blocks))
         spread = self._spread
         gather = spread.T.tocsr()
-        together = _factorized(gather @ matrix @ spread)
+        together = _factorized(gather @ matrix @ spread, "NATURAL")
 
         def precondition(r: Doubles) -> Doubles:
             return np.asarray(single.solve(r) + spread @ together.solve(gather @ r))
@@ -178,9 +186,9 @@ class System:
         return x
 
 
-def _factorized(matrix: Any) -> Any:
-    """Of a symmetric matrix."""
-    return splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True})
+def _factorized(matrix: Any, order: str = "MMD_AT_PLUS_A") -> Any:
+    """Of a symmetric positive matrix, which needs no pivoting."""
+    return splu(matrix.tocsc(), permc_spec=order, diag_pivot_thresh=0.0, options={"SymmetricMode": True})
 
 
 def _dot(a: Doubles, b: Doubles) -> Doubles:
