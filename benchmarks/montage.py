@@ -25,6 +25,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import h5py
 import numpy as np
 
 from happyneurons.imaging.transforms import MontageTransforms
@@ -34,15 +35,30 @@ from happyneurons.worker.local import run_stage
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 BENCH = SHARED / "bench/serial_sections"
+TISSUE = SHARED / "data/fib25/validation_em_z000-064.h5"
 
 
-def generated(folder: Path, seed: int, sections: int, zstep: int = 3) -> Path:
-    """The benchmark in that folder, made unless it is there. zstep: planes of 10 nm a section."""
+def generated(folder: Path, seed: int, sections: int, zstep: int = 3, mirrored: int = 1) -> Path:
+    """The benchmark in that folder, made unless it is there. zstep: planes of 10 nm a section; mirrored: so many times
+    as wide and high, of tissue that is mirrored again and again."""
     if not (folder / "truth.npz").exists():
         values = {"out": folder, "n": sections, "zstep": zstep, "seed": seed}
+        if mirrored > 1:
+            folder.mkdir(parents=True, exist_ok=True)
+            values["em"] = _mirrored(folder / "em.h5", sections * zstep, mirrored)
         command = [sys.executable, str(BENCH / "generate.py"), *(f"--{name}={value}" for name, value in values.items())]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder
+
+
+def _mirrored(path: Path, planes: int, times: int) -> Path:
+    with h5py.File(TISSUE) as file:
+        em = file["em"][:planes]
+    height, width = em.shape[1:]
+    pad = ((0, 0), (0, (times - 1) * height), (0, (times - 1) * width))
+    with h5py.File(path, "w") as file:
+        file["em"] = np.pad(em, pad, "symmetric")
+    return path
 
 
 def tile_set(bench: Path, store: Store, name: str) -> Artifact:

@@ -61,6 +61,9 @@ def main() -> None:
     parser.add_argument(
         "--zstep", type=int, default=3, help="planes of 10 nm a section; of --data: what it was made with"
     )
+    parser.add_argument(
+        "--mirrored", type=int, default=1, help="so many times as wide and high, of a benchmark that is made"
+    )
     parser.add_argument("--parts", nargs="+", choices=("montage", "align"), default=["montage", "align"])
     parser.add_argument("--montage-params", type=json.loads, default={}, help="JSON")
     parser.add_argument("--align-params", type=json.loads, default={}, help="JSON")
@@ -74,7 +77,9 @@ def main() -> None:
     if "feabas" in options.peer and not (options.feabas_python and options.feabas_checkout):
         parser.error("--peer feabas needs --feabas-python and --feabas-checkout")
     with tempfile.TemporaryDirectory() as scratch:
-        data = options.data or generated(Path(scratch) / "bench", options.seed, options.sections, options.zstep)
+        data = options.data or generated(
+            Path(scratch) / "bench", options.seed, options.sections, options.zstep, options.mirrored
+        )
         score = load(BENCH / "score.py")
         truth = score.Truth(str(data))
         report: dict[str, Any] = {"data": str(data), "sections": truth.n, "size_px": truth.W}
