@@ -22,16 +22,18 @@ HIDDEN = 255
 MOST_SHEETS = HIDDEN
 
 
-def sheets_at(sheet_of: NDArray[np.uint8], xy: ArrayLike, origin_xy: ArrayLike, px: float) -> NDArray[np.uint8]:
-    """(n,) values of a picture, whose px [j, i] covers `px` source px from origin + (i, j) · px on, at (n, 2) points.
+def px_at(shape: tuple[int, ...], xy: Floats, origin_xy: ArrayLike, px: float) -> NDArray[np.intp]:
+    """(2, n) rows and columns of a picture of that shape, whose px [j, i] covers `px` source px from
+    origin + (i, j) · px on, at (n, 2) points; beyond the picture: those of its border."""
+    place = np.floor((xy - np.asarray(origin_xy, dtype=np.float64) + 0.5) / px)
+    return np.clip(place, 0, [shape[1] - 1, shape[0] - 1]).astype(np.intp).T[::-1]
 
-    Beyond the picture: those of its border. Points that are NaN: HIDDEN.
-    """
+
+def sheets_at(sheet_of: NDArray[np.uint8], xy: ArrayLike, origin_xy: ArrayLike, px: float) -> NDArray[np.uint8]:
+    """(n,) values of a picture at (n, 2) points (see `px_at`); HIDDEN for points that are NaN."""
     points = np.asarray(xy, dtype=np.float64)
-    height, width = sheet_of.shape
-    place = (points - np.asarray(origin_xy, dtype=np.float64) + 0.5) / px
-    there = np.asarray(np.isfinite(place).all(axis=1))
-    i, j = np.clip(np.floor(np.where(there[:, None], place, 0)), 0, [width - 1, height - 1]).astype(np.intp).T
+    there = np.asarray(np.isfinite(points).all(axis=1))
+    j, i = px_at(sheet_of.shape, np.where(there[:, None], points, 0), origin_xy, px)
     return np.where(there, sheet_of[j, i], np.uint8(HIDDEN)).astype(np.uint8)
 
 
@@ -49,6 +51,7 @@ class CutWarp:
         self.sheet_of = np.ascontiguousarray(sheet_of, dtype=np.uint8)
         self.origin_xy: Floats = np.asarray(origin_xy, dtype=np.float64).reshape(2)
         self.px = float(px)
+        self._reach: dict[int, NDArray[np.uint8]] = {}
         if not 0 < len(self.sheets) <= MOST_SHEETS:
             raise ValueError(f"a warp has 1 to {MOST_SHEETS} sheets, not {len(self.sheets)}")
         used = self.sheet_of[self.sheet_of != HIDDEN]
@@ -101,9 +104,13 @@ class CutWarp:
         """(h, w) 1 where a sheet holds, and one px further but on cuts; 0 elsewhere.
 
         Sheets are the same where they meet. So no target falls between two of them that round a source differently.
+        Kept, for every block of a section asks for it: not to be changed.
         """
-        own = cv2.dilate((self.sheet_of == sheet).astype(np.uint8), np.ones((3, 3), np.uint8))
-        return np.where(self.sheet_of == HIDDEN, 0, own).astype(np.uint8)
+        if sheet not in self._reach:
+            own = cv2.dilate((self.sheet_of == sheet).astype(np.uint8), np.ones((3, 3), np.uint8))
+            own[self.sheet_of == HIDDEN] = 0
+            self._reach[sheet] = own
+        return self._reach[sheet]
 
     @cached_property
     def cells(self) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from happyneurons.imaging.cut_warp import HIDDEN, sheets_at
+from happyneurons.imaging.cut_warp import HIDDEN, px_at, sheets_at
 from happyneurons.stages.align.coarse import Level, MatchSettings, pyramid
 from happyneurons.stages.align.cut_mesh import Cut
 from happyneurons.stages.align.matching import match_pair
@@ -140,9 +140,7 @@ def jump(cut: Cut, band: Mask, xy: Doubles, moved: Doubles, cell_px: float) -> J
     Near the band displacement is fitted by a plane for all of it and one more shift for each side.
     """
     away = cv2.distanceTransform((~band).astype(np.uint8), cv2.DIST_L2, 3) * cut.factor
-    place = np.floor((xy + 0.5) / cut.factor).astype(np.intp)
-    height, width = band.shape
-    i, j = np.clip(place, 0, [width - 1, height - 1]).T
+    j, i = px_at(band.shape, xy, (0.0, 0.0), cut.factor)
     sheet = cut.sheet_at(xy)
     near = (away[j, i] <= _REACH_CELLS * cell_px) & (sheet != HIDDEN) & (sheet > 0)
     sides, counts = np.unique(sheet[near], return_counts=True)

@@ -33,11 +33,28 @@ def draw_block(
     """
     if isinstance(warp, CutWarp):
         return _draw_sheets(source, mask, z, warp, box, interpolation)
+    return _draw(source, mask, z, _sources(warp, box), interpolation)
+
+
+Sources = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Of a block's pixels, as `GridWarp.relative_inverse_field` has them."""
+
+
+def _sources(warp: GridWarp, box: tuple[int, int, int, int]) -> Sources:
     y0, x0, y1, x1 = box
-    field, start, stop = warp.relative_inverse_field(x0, y0, x1 - x0, y1 - y0, _step(warp), _RIM_PX)
+    # Rows of equal brightness show kinks that lie far from the grid's own: a cell has four samples a side.
+    step = int(min(16, max(8, warp.spacing_px // 4)))
+    return warp.relative_inverse_field(x0, y0, x1 - x0, y1 - y0, step, _RIM_PX)
+
+
+def _draw(
+    source: Volume, mask: Volume | None, z: int, sources: Sources, interpolation: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """`draw_block`, from where its pixels' sources are."""
+    field, start, stop = sources
     _, top, left = source.start_zyx
     _, bottom, right = source.stop_zyx
-    picture = np.zeros((y1 - y0, x1 - x0), np.uint8)
+    picture = np.zeros(field.shape[:2], np.uint8)
     valid = None if mask is None else picture.copy()
     a0, a1 = np.maximum(start, [left, top]), np.minimum(stop, [right, bottom])
     if (a0 >= a1).any():
@@ -70,9 +87,10 @@ def _draw_sheets(
         part = _reached(warp, number, box)
         if part is None:
             continue
-        here = _shown(warp, number, part)
+        sources = _sources(sheet, part)
+        here = _shown(warp, number, sources)
         inside = np.s_[part[0] - y0 : part[2] - y0, part[1] - x0 : part[3] - x0]
-        drawn, drawn_valid = draw_block(source, mask, z, sheet, part, interpolation)
+        drawn, drawn_valid = _draw(source, mask, z, sources, interpolation)
         picture[inside][here] = drawn[here]
         if valid is not None and drawn_valid is not None:
             valid[inside][here] = drawn_valid[here]
@@ -92,23 +110,15 @@ def _reached(warp: CutWarp, number: int, box: tuple[int, int, int, int]) -> tupl
     return (y0, x0, y1, x1) if x0 < x1 and y0 < y1 else None
 
 
-def _shown(warp: CutWarp, number: int, box: tuple[int, int, int, int]) -> np.ndarray:
+def _shown(warp: CutWarp, number: int, sources: Sources) -> np.ndarray:
     """(y, x) bool: the px of a block that a sheet shows."""
-    y0, x0, y1, x1 = box
-    sheet, reach = warp.sheets[number], warp.reach(number)
-    field = sheet.inverse_field(x0, y0, x1 - x0, y1 - y0, _step(sheet))
+    reach, (field, start, _) = warp.reach(number), sources
     # In px of `sheet_of`, whose centres lie where those of a picture averaged down do.
-    place = (field - (warp.origin_xy - 0.5).astype(np.float32)) / np.float32(warp.px) - np.float32(0.5)
+    place = (field + (start - warp.origin_xy + 0.5).astype(np.float32)) / np.float32(warp.px) - np.float32(0.5)
     # The field is clipped: a section's border is the border of its last px in `sheet_of`, too.
     height, width = reach.shape
     x, y = np.clip(place[..., 0], 0, width - 1), np.clip(place[..., 1], 0, height - 1)
     return np.asarray(cv2.remap(reach, x, y, cv2.INTER_NEAREST) > 0)
-
-
-def _step(warp: GridWarp) -> int:
-    """Distance of the px for which a warp is inverted."""
-    # Rows of equal brightness show kinks that lie far from the grid's own: a cell has four samples a side.
-    return int(min(16, max(8, warp.spacing_px // 4)))
 
 
 def least_stretch(warp: GridWarp | CutWarp) -> float:

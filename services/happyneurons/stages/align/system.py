@@ -145,8 +145,9 @@ class System:
 
         The coarse ones along z, intervals between their sections: in this order they couple with near ones only.
         """
-        maps = sp.block_diag([basis.coarse() for basis in self.bases], format="csc")
-        sections, ends = len(self.gaps) + 1, np.cumsum([basis.coarse().shape[1] for basis in self.bases])
+        coarse = [basis.coarse() for basis in self.bases]
+        maps, ends = sp.block_diag(coarse, format="csc"), np.cumsum([c.shape[1] for c in coarse])
+        sections = len(self.gaps) + 1
         along_z = [block for z in range(sections) for block in (z, sections + z)][:-1]
         columns = [np.arange(ends[b - 1] if b else 0, ends[b]) for b in along_z]
         return maps[:, np.concatenate(columns)].tocsr()
